@@ -1,0 +1,117 @@
+"""stabnet: a framework of stability-constrained layers for PyTorch.
+
+A network is a dynamical system, and a stability constraint can be put on its parts: the vector
+field, the integrator or solver, the training objective and the head. Importing stabnet does not
+import torch; what needs torch is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    CheckpointError,
+    ConvergenceError,
+    InvalidInputError,
+    InvalidOptionError,
+    MissingDataError,
+    MissingExtraError,
+    NameTakenError,
+    PluginError,
+    StabnetError,
+    UndescribedPartError,
+    UnknownNameError,
+)
+from .plugin import (
+    Registrar,
+    build,
+    cite,
+    entries,
+    hookimpl,
+    info,
+    list_models,
+    plugins,
+    register,
+)
+
+if TYPE_CHECKING:
+    from . import data as data
+    from . import interfaces as interfaces
+    from . import plots as plots
+    from . import robustness as robustness
+    from . import testing as testing
+    from . import training as training
+    from .checkpoint import load as load
+    from .checkpoint import load_weights as load_weights
+    from .checkpoint import save as save
+    from .model import Equilibrium as Equilibrium
+    from .model import Flow as Flow
+    from .model import StabilityModel as StabilityModel
+    from .model import Stack as Stack
+
+try:
+    __version__ = version("stabnet")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_LAZY = {
+    "Equilibrium": ".model",
+    "Flow": ".model",
+    "StabilityModel": ".model",
+    "Stack": ".model",
+    "load": ".checkpoint",
+    "load_weights": ".checkpoint",
+    "save": ".checkpoint",
+}
+_ROOMS = ("data", "interfaces", "plots", "robustness", "testing", "training")
+
+__all__ = [  # noqa: RUF022 - the lazy names are added below
+    "CheckpointError",
+    "ConvergenceError",
+    "InvalidInputError",
+    "InvalidOptionError",
+    "MissingDataError",
+    "MissingExtraError",
+    "NameTakenError",
+    "PluginError",
+    "Registrar",
+    "StabnetError",
+    "UndescribedPartError",
+    "UnknownNameError",
+    "__version__",
+    "build",
+    "cite",
+    "entries",
+    "hookimpl",
+    "info",
+    "list_models",
+    "plugins",
+    "register",
+    "Equilibrium",
+    "Flow",
+    "StabilityModel",
+    "Stack",
+    "load",
+    "load_weights",
+    "save",
+    "data",
+    "interfaces",
+    "plots",
+    "robustness",
+    "testing",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,56 @@
+"""The ground floor: what every part of a stability-constrained network looks like.
+
+Imports torch and nothing else of stabnet.
+"""
+
+from .attack import Attack
+from .backbone import Backbone
+from .block import Block
+from .capabilities import (
+    BoundsIntervals,
+    BoundsLipschitz,
+    FusedInvertible,
+    Guaranteed,
+    Invertible,
+    Separable,
+)
+from .cell import Cell
+from .dynamics import Dynamics
+from .guarantee import Guarantee, Status
+from .integrator import Integrator, RightHandSide, Trajectory
+from .objective import Objective
+from .potential import Context, Potential
+from .solution import BackwardRecord, Features, Solution, SolverResult, State
+from .solver import FixedPointMap, Solver
+from .vector_field import VectorField, lift_features
+
+__all__ = [
+    "Attack",
+    "Backbone",
+    "BackwardRecord",
+    "Block",
+    "BoundsIntervals",
+    "BoundsLipschitz",
+    "Cell",
+    "Context",
+    "Dynamics",
+    "Features",
+    "FixedPointMap",
+    "FusedInvertible",
+    "Guarantee",
+    "Guaranteed",
+    "Integrator",
+    "Invertible",
+    "Objective",
+    "Potential",
+    "RightHandSide",
+    "Separable",
+    "Solution",
+    "Solver",
+    "SolverResult",
+    "State",
+    "Status",
+    "Trajectory",
+    "VectorField",
+    "lift_features",
+]

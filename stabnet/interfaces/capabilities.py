@@ -1,0 +1,89 @@
+"""Optional capabilities: small protocols that a part may have, and that others then use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .guarantee import Guarantee
+from .solution import Features
+
+__all__ = [
+    "BoundsIntervals",
+    "BoundsLipschitz",
+    "FusedInvertible",
+    "Guaranteed",
+    "Invertible",
+    "Separable",
+]
+
+
+@runtime_checkable
+class Guaranteed(Protocol):
+    """A part that can say what is guaranteed about it."""
+
+    def guarantees(self) -> Sequence[Guarantee]:
+        """Return the guarantees that hold for the part as it stands."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A block whose map can be inverted exactly, up to rounding."""
+
+    def inverse(self, z: Tensor, u: Features = None) -> Tensor:
+        """Return the state that the block maps to ``z``."""
+        ...
+
+
+@runtime_checkable
+class FusedInvertible(Invertible, Protocol):
+    """An invertible block that inverts and back-propagates in one pass."""
+
+    def inverse_with_vjp(
+        self, z: Tensor, u: Features = None
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+        """Return the preimage of ``z`` and the vector–Jacobian product of the block there."""
+        ...
+
+
+@runtime_checkable
+class BoundsLipschitz(Protocol):
+    """A part with a sound upper bound of its l2 Lipschitz constant in the state."""
+
+    def lipschitz_bound(self) -> float:
+        """Return an upper bound, computed in float64 from the weights as they stand.
+
+        Raises:
+            StabnetError: if no sound bound is known for the part as it stands.
+        """
+        ...
+
+
+@runtime_checkable
+class BoundsIntervals(Protocol):
+    """A part that maps boxes to boxes soundly."""
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds of the image of the box ``[lower, upper]``."""
+        ...
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """A separable field: ``dq/dt`` depends on ``p`` alone, and ``dp/dt`` on ``q`` alone."""
+
+    def velocity(
+        self, t: float | Tensor, p: Float[Tensor, "batch n"], u: Features = None
+    ) -> Float[Tensor, "batch n"]:
+        """Return ``dq/dt`` at momentum ``p``."""
+        ...
+
+    def force(
+        self, t: float | Tensor, q: Float[Tensor, "batch n"], u: Features = None
+    ) -> Float[Tensor, "batch n"]:
+        """Return ``dp/dt`` at position ``q``."""
+        ...

@@ -1,0 +1,39 @@
+"""Objectives: what training minimizes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Objective"]
+
+
+class Objective(nn.Module, ABC):
+    """A training loss, called with the model itself and one batch.
+
+    Attributes:
+        dynamics: the dynamics it needs, ``"any"``, ``"flow"`` or ``"equilibrium"``; training
+            refuses a model without it.
+        task: whether targets are class labels or values.
+    """
+
+    dynamics: ClassVar[Literal["any", "flow", "equilibrium"]] = "any"
+    task: ClassVar[Literal["classification", "regression"]] = "classification"
+
+    @abstractmethod
+    def forward(
+        self, model: nn.Module, x: Float[Tensor, "batch ..."], y: Tensor
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Evaluate the loss of ``model`` on one batch.
+
+        Args:
+            model: the model, usually a :class:`stabnet.StabilityModel`.
+            x: inputs ``(batch, *in_shape)``; images in [0, 1].
+            y: class labels ``(batch,)`` or target values ``(batch, num_outputs)``.
+
+        Returns:
+            The scalar loss, and detached scalars to log (``accuracy``, ``nfe``, ``converged``, …).
+        """

@@ -1,0 +1,96 @@
+"""Potentials: the scalar functions that a stable system descends."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Context", "Potential"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a potential may depend on besides the state.
+
+    Attributes:
+        features: features ``u`` of the input, ``(batch, *feature_shape)``.
+        label: class labels ``(batch,)``, for a supervised potential.
+        center: the point where the potential vanishes, ``(batch, *state_shape)`` or broadcastable
+            to it; ``None`` for the potential's own center.
+        head: the map from states to predictions, for a supervised potential, which owns none.
+    """
+
+    features: Tensor | None = None
+    label: Tensor | None = None
+    center: Tensor | None = None
+    head: Callable[[Tensor], Tensor] | None = None
+
+
+_LEAVES = tuple(f.name for f in fields(Context) if f.name != "head")
+
+
+def _flatten(context: Context) -> tuple[list[Any], Any]:
+    return [getattr(context, n) for n in _LEAVES], context.head
+
+
+def _unflatten(leaves: Any, head: Any) -> Context:
+    return Context(**dict(zip(_LEAVES, leaves, strict=True)), head=head)
+
+
+pytree.register_pytree_node(Context, _flatten, _unflatten, serialized_type_name="stabnet.Context")
+
+
+class Potential(nn.Module, ABC):
+    r"""A scalar function :math:`V(z) \ge 0` of the state that vanishes at a center.
+
+    A potential recomputes its center: ``V(center) = 0`` after any number of training steps.
+
+    Attributes:
+        state_shape: shape of one state, without the batch.
+    """
+
+    state_shape: tuple[int, ...]
+
+    @abstractmethod
+    def forward(
+        self, z: Float[Tensor, "*batch n"], context: Context | None = None
+    ) -> Float[Tensor, "*batch"]:
+        """Evaluate ``V(z)``.
+
+        Args:
+            z: states ``(batch, *state_shape)``, with any further leading dimensions.
+            context: what else the potential depends on.
+
+        Returns:
+            ``V``, one value per state.
+        """
+
+    def value_and_gradient(
+        self, z: Float[Tensor, "*batch n"], context: Context | None = None
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch n"]]:
+        """Evaluate ``V(z)`` and its gradient in ``z``.
+
+        This default differentiates :meth:`forward` with ``torch.func``, which composes with
+        ``vmap`` and compiles but does not export. Override it with a closed form where one exists.
+
+        Args:
+            z: states, as in :meth:`forward`.
+            context: as in :meth:`forward`.
+
+        Returns:
+            ``V``, one value per state, and ``∇V`` with the shape of ``z``.
+        """
+
+        def total(z: Tensor) -> tuple[Tensor, Tensor]:
+            value = self(z, context)
+            return value.sum(), value
+
+        gradient, value = torch.func.grad(total, has_aux=True)(z)
+        return value, gradient
