@@ -1,0 +1,65 @@
+"""The cell of the LyaDEQ paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stabnet import InvalidOptionError
+from stabnet.interfaces import Cell, Features, State
+
+__all__ = ["DEQCell"]
+
+
+@final
+class DEQCell(Cell):
+    r"""The map :math:`f(z, u) = \mathrm{BN}(\mathrm{ReLU}(u + W_2 q + b_2))` with
+    :math:`q = \mathrm{BN}(\mathrm{ReLU}(W_1 z + b_1))`.
+
+    Batch normalization in training mode couples the samples: the equilibrium is then the batch's.
+    In evaluation mode each sample has its own.
+
+    Args:
+        state_shape: ``(n,)``.
+        feature_shape: the same, since features are added to the state.
+        hidden: width of the inner layer; ``n`` if ``None``.
+        weight_scale: factor on PyTorch's default initialization of both weights. Below one the
+            map starts out contracting, so that the first solves converge.
+
+    Raises:
+        InvalidOptionError: for states that are not vectors, or features of another shape.
+
+    References:
+        [LyaDEQ] (11). The paper does not give the initialization; the factor is ours.
+    """
+
+    def __init__(
+        self,
+        state_shape: Sequence[int],
+        feature_shape: Sequence[int],
+        hidden: int | None = None,
+        weight_scale: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape)
+        if len(self.state_shape) != 1 or self.state_shape != self.feature_shape:
+            raise InvalidOptionError(
+                f"the deq cell adds features to a state vector: both need one shape (n,); got "
+                f"states {self.state_shape} and features {self.feature_shape}. Choose a backbone "
+                "with vector features, such as 'linear' or 'resnet20'"
+            )
+        size = self.state_shape[0]
+        width = size if hidden is None else hidden
+        self.inner, self.inner_norm = nn.Linear(size, width), nn.BatchNorm1d(width)
+        self.outer, self.outer_norm = nn.Linear(width, size), nn.BatchNorm1d(size)
+        for layer in (self.inner, self.outer):
+            layer.weight.data.mul_(weight_scale)
+
+    def forward(self, z: State, u: Features = None) -> Float[Tensor, "batch n"]:
+        """Evaluate ``f(z, u)`` for states and features ``(batch, n)``."""
+        q = self.inner_norm(self.inner(z).relu())
+        image: Tensor = self.outer_norm((u + self.outer(q)).relu())
+        return image

@@ -1,0 +1,25 @@
+"""BibTeX of the methods in this plugin."""
+
+DEQ = """@inproceedings{bai2019deep,
+  title = {Deep Equilibrium Models},
+  author = {Bai, Shaojie and Kolter, J. Zico and Koltun, Vladlen},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2019}
+}"""
+
+ANDERSON = """@article{walker2011anderson,
+  title = {Anderson Acceleration for Fixed-Point Iterations},
+  author = {Walker, Homer F. and Ni, Peng},
+  journal = {SIAM Journal on Numerical Analysis},
+  volume = {49},
+  number = {4},
+  pages = {1715--1735},
+  year = {2011}
+}"""
+
+LYADEQ = """@article{chu2023learning,
+  title = {Learning Robust Deep Equilibrium Models},
+  author = {Chu, Haoyu and Wei, Shikui and Liu, Ting},
+  journal = {arXiv preprint arXiv:2304.12707},
+  year = {2023}
+}"""

@@ -1,0 +1,1 @@
+"""Fixed-point solvers. Each stops on the relative residual, per sample."""

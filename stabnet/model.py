@@ -1,0 +1,199 @@
+"""The model: normalization, backbone, dynamics and head, assembled."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .checks import check_finite, frozen_batch_statistics
+from .dynamics import Equilibrium, Flow, Stack
+from .errors import InvalidInputError, InvalidOptionError, UndescribedPartError
+from .interfaces import Backbone, Dynamics, Features, Guarantee, Guaranteed, Solution, State
+from .plugin import CONFIG_ATTRIBUTE
+
+__all__ = ["Equilibrium", "Flow", "Normalize", "StabilityModel", "Stack"]
+
+
+@final
+class Normalize(nn.Module):
+    """Subtracts a mean and divides by a standard deviation, per channel.
+
+    Args:
+        mean: one number per channel, in the units of the input.
+        std: likewise, positive.
+        channels: number of channels.
+
+    Raises:
+        InvalidOptionError: if the numbers are not one per channel, or ``std`` is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+        super().__init__()
+        if len(mean) != channels or len(std) != channels:
+            raise InvalidOptionError(
+                f"mean has {len(mean)} and std {len(std)} numbers; inputs have {channels} channels"
+            )
+        if min(std) <= 0:
+            raise InvalidOptionError(f"std must be positive; got {list(std)}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.get_default_dtype()))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.get_default_dtype()))
+
+    def forward(self, x: Float[Tensor, "batch c ..."]) -> Float[Tensor, "batch c ..."]:
+        """Return ``(x − mean) / std``."""
+        shape = (-1, *[1] * (x.ndim - 2))
+        return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+@final
+class StabilityModel(nn.Module):
+    r"""A network as a dynamical system: ``x → normalize → backbone → u → dynamics → z → head``.
+
+    Normalization is part of the model, so attacks and certificates act on inputs in [0, 1].
+
+    Args:
+        in_shape: shape of one input, channels first.
+        num_outputs: number of classes or values.
+        backbone: computes the features ``u``, once per input.
+        dynamics: turns features into a state.
+        head: maps flattened states to outputs.
+        mean: mean per channel, for normalization; none if ``None``.
+        std: standard deviation per channel; given together with ``mean``.
+
+    Raises:
+        InvalidOptionError: for a shape or number of outputs that cannot be, or one of ``mean`` and
+            ``std`` alone.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        num_outputs: int,
+        backbone: Backbone,
+        dynamics: Dynamics,
+        head: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_shape = tuple(int(n) for n in in_shape)
+        self.num_outputs = int(num_outputs)
+        if not self.in_shape or min(self.in_shape) < 1 or self.num_outputs < 1:
+            raise InvalidOptionError(
+                f"in_shape={tuple(in_shape)} and num_outputs={num_outputs} must be positive"
+            )
+        if (mean is None) != (std is None):
+            raise InvalidOptionError("give mean and std together, or neither")
+        self.normalize = (
+            nn.Identity()
+            if mean is None or std is None
+            else Normalize(mean, std, self.in_shape[0])
+        )
+        self.backbone = backbone
+        self.dynamics = dynamics
+        self.head = head
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch outputs"]:
+        """Return the outputs (logits or values) for inputs ``(batch, *in_shape)``.
+
+        Raises:
+            InvalidInputError: for inputs of another shape or dtype, or with NaN or infinite values.
+        """
+        return self.run(x)[0]
+
+    def run(
+        self, x: Float[Tensor, "batch ..."], times: Sequence[float] | Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch outputs"], Solution]:
+        """Return the outputs, and what the dynamics did to get there."""
+        solution = self.solve(x, times)
+        return self._read(solution.state), solution
+
+    def features(self, x: Float[Tensor, "batch ..."]) -> Features:
+        """Return the features ``u`` of inputs ``(batch, *in_shape)``."""
+        self._check(x)
+        u: Features = self.backbone(self.normalize(x))
+        return u
+
+    def solve(
+        self, x: Float[Tensor, "batch ..."], times: Sequence[float] | Tensor | None = None
+    ) -> Solution:
+        """Run backbone and dynamics; ``times`` are where a flow's trajectory is wanted."""
+        solution: Solution = self.dynamics(self.features(x), times)
+        return solution
+
+    def decode(self, z: State, stage: int | None = None, u: Features = None) -> Tensor:
+        """Return the outputs that a state leads to, leaving batch-norm statistics alone.
+
+        Args:
+            z: a state of the dynamics, or of one stage of a stack.
+            stage: the stage after which ``z`` is the state; the last if ``None``.
+            u: the features, where the remaining stages need them.
+
+        Raises:
+            InvalidInputError: if there is no such stage.
+        """
+        with frozen_batch_statistics(self):
+            if stage is not None:
+                count = len(self.dynamics.stages) if isinstance(self.dynamics, Stack) else 1
+                if not -count <= stage < count:
+                    raise InvalidInputError(f"there is no stage {stage}; there are {count}")
+                if isinstance(self.dynamics, Stack):
+                    z = self.dynamics.resume(z, stage % count + 1, u).state
+            return self._read(z)
+
+    def guarantees(self) -> list[Guarantee]:
+        """Return the guarantees of all parts, as the model stands."""
+        return [
+            guarantee.of(name)
+            for name, module in self.named_modules()
+            if module is not self and isinstance(module, Guaranteed)
+            for guarantee in module.guarantees()
+        ]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain data from which :func:`stabnet.build` rebuilds the model.
+
+        Raises:
+            UndescribedPartError: if the model was assembled by hand.
+        """
+        config = getattr(self, CONFIG_ATTRIBUTE, None)
+        if config is None:
+            raise UndescribedPartError(
+                "this model was assembled by hand and has no description; "
+                "register a function that returns it and build it by name"
+            )
+        return copy.deepcopy(config)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """Return shape and outputs, and the model's name where it has one."""
+        config = getattr(self, CONFIG_ATTRIBUTE, {})
+        name = f"{json.dumps(config['name'])}, " if "name" in config else ""
+        return f"{name}in_shape={self.in_shape}, num_outputs={self.num_outputs}"
+
+    def _read(self, state: State) -> Tensor:
+        parts = state if isinstance(state, tuple) else (state,)
+        outputs: Tensor = self.head(torch.cat([p.flatten(1) for p in parts], 1))
+        return outputs
+
+    def _check(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.in_shape:
+            raise InvalidInputError(
+                f"inputs have shape {tuple(x.shape)}; expected (batch, "
+                f"{', '.join(map(str, self.in_shape))}). Build the model for your inputs with "
+                "in_shape=(channels, height, width)"
+            )
+        if not x.is_floating_point():
+            raise InvalidInputError(
+                f"inputs have dtype {x.dtype}; expected floating point, images in [0, 1]. "
+                "Divide 8-bit images by 255"
+            )
+        check_finite(x, "the input batch")
