@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOptionError, UnknownNameError
-from .kinds import KINDS, part_kind
+from .kinds import part_kind
 from .loader import Plugins, Report
-from .options import CONFIG_ATTRIBUTE, describe, parameters, resolve
+from .options import CONFIG_ATTRIBUTE, describe, parameters, refuse_plain, resolve
 from .registrar import ScriptRegistrar
-from .registry import Entry, nearest
+from .registry import Entry, check_kind, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,10 +49,8 @@ def build(
         UnknownNameError: for a name or kind that nobody has.
         InvalidOptionError: for an option that is unknown, missing, given twice or out of range.
     """
-    options.pop("providers", None)
+    options.pop("providers", None)  # of a description given as build(**config)
     described = name.get("kind") if isinstance(name, Mapping) else None
-    if kind is not None and described is not None and kind != described:
-        raise InvalidOptionError(f"a {described} was given where a {kind} is expected: {name!r}")
     kind = kind or described or "model"
     if not isinstance(name, (str, Mapping)):
         return _as_is(name, kind, options)
@@ -69,11 +67,9 @@ def build(
 
 
 def _as_is(part: Any, kind: str, options: Mapping[str, Any]) -> Any:
-    if kind not in KINDS:
-        raise UnknownNameError(
-            f"there is no kind {kind!r}{nearest(kind, KINDS)}; kinds are {', '.join(KINDS)}"
-        )
-    extra = [o for o in options if o not in KINDS[kind].contract]
+    contract = check_kind(kind).contract
+    refuse_plain(part, f"a {kind}")
+    extra = [o for o in options if o not in contract]
     if extra:
         raise InvalidOptionError(
             f"the options {', '.join(extra)} were given for a {kind} that is already built "
@@ -107,10 +103,8 @@ def entries(pattern: str = "*", *, kind: str | None = None) -> tuple[Entry, ...]
     Raises:
         UnknownNameError: for an unknown kind.
     """
-    if kind is not None and kind not in KINDS:
-        raise UnknownNameError(
-            f"there is no kind {kind!r}{nearest(kind, KINDS)}; kinds are {', '.join(KINDS)}"
-        )
+    if kind is not None:
+        check_kind(kind)
     return tuple(
         e
         for e in _PLUGINS.registry
@@ -154,8 +148,15 @@ def info(name: str, *, kind: str | None = None) -> Info:
     kinds = [e.kind for e in entries(kind=kind) if e.name == name]
     if kind is None and len(kinds) > 1 and "model" not in kinds:
         raise UnknownNameError(f"{name!r} is a {' and a '.join(kinds)}; say which kind you mean")
+    if kind is None and not kinds:
+        close = nearest(name, {e.name: e for e in entries()})
+        hint = _PLUGINS.failures()
+        raise UnknownNameError(
+            f"nothing named {name!r} is registered{close}; `stabnet list` shows every name"
+            + (f". {hint}" if hint else "")
+        )
     if kind is None:
-        kind = "model" if "model" in kinds or not kinds else kinds[0]
+        kind = "model" if "model" in kinds else kinds[0]
     entry = _PLUGINS.registry.get(kind, name, hint=_PLUGINS.failures())
     found = parameters(entry)
     takes = {option: part_kind(option) for option in found}
@@ -168,7 +169,16 @@ def info(name: str, *, kind: str | None = None) -> Info:
 
 
 def cite(model: nn.Module) -> str:
-    """Return BibTeX for the methods that a model uses: its own and those of all its parts."""
+    """Return BibTeX for the methods that a model uses: its own and those of all its parts.
+
+    Raises:
+        InvalidOptionError: if a name is given; a name alone does not say which parts are used.
+    """
+    if isinstance(model, str):
+        raise InvalidOptionError(
+            f"cite takes a model that was built; for the name alone, "
+            f"stabnet.info({model!r}).entry.reference holds the BibTeX"
+        )
     registry = _PLUGINS.registry
     found = dict.fromkeys(
         reference

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from typing import Any, Literal
 
 import pluggy
 
@@ -29,6 +31,7 @@ class Report:
         module: the module that the entry point names.
         status: whether it was loaded, left out on request, or failed.
         names: how many names it registered.
+        hooks: the hooks it implements.
         error: why it failed, in one line.
         details: the traceback of the failure.
     """
@@ -37,6 +40,7 @@ class Report:
     module: str
     status: Literal["loaded", "disabled", "failed"]
     names: int = 0
+    hooks: tuple[str, ...] = ()
     error: str = ""
     details: str = ""
 
@@ -45,13 +49,19 @@ def discover() -> list[EntryPoint]:
     """Return the installed plugins, first-party first, then by distribution and name."""
 
     def order(point: EntryPoint) -> tuple[bool, str, str]:
-        distribution = point.dist.name if point.dist else ""
+        distribution = _provider(point).distribution
         return distribution != hookspec.PROJECT, distribution, point.name
 
-    found = {
-        (p.dist.name if p.dist else "", p.name): p for p in entry_points(group=hookspec.PROJECT)
-    }
-    return sorted(found.values(), key=order)
+    return sorted(entry_points(group=hookspec.PROJECT), key=order)
+
+
+def _provider(point: EntryPoint) -> Provider:
+    """Return who is behind an entry point; a damaged distribution may not know its own name."""
+    try:
+        name, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
+    except Exception:
+        name, version = "", ""
+    return Provider(name or "unknown", version or "", point.name)
 
 
 class Plugins:
@@ -72,6 +82,7 @@ class Plugins:
         self._registry = Registry()
         self._reports: list[Report] = []
         self._loaded = False
+        self._lock = threading.RLock()
 
     @property
     def registry(self) -> Registry:
@@ -95,41 +106,46 @@ class Plugins:
         return f"Plugins that failed to load: {'; '.join(failed)}" if failed else ""
 
     def _load(self) -> None:
-        if self._loaded:
-            return
-        # Set first: a plugin whose import asks for a name must not start the loading again.
-        self._loaded = True
-        points = discover() if self._points is None else list(self._points)
-        disabled = self._disabled()
-        try:
-            for point in points:
-                self._load_one(point, disabled)
-        except BaseException:
-            # Strict mode, or an interrupt: the next use starts afresh instead of half loaded.
-            self._loaded, self._registry, self._reports = False, Registry(), []
-            raise
+        with self._lock:  # another thread waits for a whole registry
+            if self._loaded:
+                return
+            # Set first: a plugin whose import asks for a name must not start the loading again.
+            self._loaded = True
+            points = discover() if self._points is None else list(self._points)
+            disabled = self._disabled()
+            try:
+                for point in points:
+                    self._load_one(point, disabled)
+            except BaseException:
+                # Strict mode, or an interrupt: the next use starts afresh instead of half loaded.
+                self._loaded, self._registry, self._reports = False, Registry(), []
+                raise
 
     def _disabled(self) -> set[str]:
         text = self._environment.get("STABNET_DISABLE_PLUGINS", "")
         return {word.strip() for word in text.split(",") if word.strip()}
 
     def _load_one(self, point: EntryPoint, disabled: set[str]) -> None:
-        distribution = point.dist.name if point.dist else ""
-        version = point.dist.version if point.dist else ""
-        provider = Provider(distribution, version, point.name)
-        if f"{distribution}:{point.name}" in disabled:
+        provider = _provider(point)
+        if f"{provider.distribution}:{point.name}" in disabled:
             self._reports.append(Report(provider, point.value, "disabled"))
             return
+        before = self._registry.copy()  # its import may have registered names as a script does
         try:
-            entries = _registrations(point, provider)
+            hooks, entries = _registrations(point, provider)
             self._registry.add(entries)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            self._registry = before
             if self._environment.get("STABNET_STRICT", "") not in ("", "0"):
                 raise PluginError(
                     f"plugin {point.name!r} of {provider} failed to load: {_one_line(error)}"
                 ) from error
             report = Report(
-                provider, point.value, "failed", 0, _one_line(error), traceback.format_exc()
+                provider,
+                point.value,
+                "failed",
+                error=_one_line(error),
+                details=traceback.format_exc(),
             )
             self._reports.append(report)
             warnings.warn(
@@ -139,26 +155,45 @@ class Plugins:
                 stacklevel=2,
             )
             return
-        self._reports.append(Report(provider, point.value, "loaded", len(entries)))
+        self._reports.append(Report(provider, point.value, "loaded", len(entries), hooks))
 
 
-def _registrations(point: EntryPoint, provider: Provider) -> dict[Entry, bool]:
-    """Import one plugin and collect what it registers.
+class _Manager(pluggy.PluginManager):
+    """A plugin manager that reads no attribute a plugin supplies lazily.
+
+    pluggy looks at everything that ``dir`` names, which would import torch through a module's
+    ``__getattr__``.
+    """
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """Return what pluggy does, for attributes that are there already."""
+        missing = object()
+        if inspect.getattr_static(plugin, name, missing) is missing:
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
+def _registrations(
+    point: EntryPoint, provider: Provider
+) -> tuple[tuple[str, ...], dict[Entry, bool]]:
+    """Import one plugin and return the hooks it implements and what it registers.
 
     A pluggy manager per plugin: what one plugin does to it cannot reach the others.
     """
-    manager = pluggy.PluginManager(hookspec.PROJECT)
+    manager = _Manager(hookspec.PROJECT)
     manager.add_hookspecs(hookspec)
-    manager.register(point.load(), name=f"{provider.distribution}:{provider.plugin}")
+    plugin = point.load()
+    manager.register(plugin, name=f"{provider.distribution}:{provider.plugin}")
     manager.check_pending()
-    if not manager.hook.stabnet_register.get_hookimpls():
+    callers = manager.get_hookcallers(plugin) or ()
+    if not callers:
         raise PluginError(
             f"{point.value} implements no hook; define stabnet_register(registrar) and mark it "
             "with @stabnet.hookimpl"
         )
     registrar = Registrar(provider)
     manager.hook.stabnet_register(registrar=registrar)
-    return registrar.entries
+    return tuple(caller.name for caller in callers), registrar.entries
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import InvalidOptionError, PluginError
@@ -25,8 +27,8 @@ def parameters(entry: Entry) -> dict[str, inspect.Parameter]:
     """Return the keyword parameters of an entry's factory.
 
     Raises:
-        PluginError: if the factory takes ``*args`` or ``**kwargs``, or lacks an argument of the
-            kind contract.
+        PluginError: if the factory takes ``*args`` or ``**kwargs``, has a parameter that cannot be
+            given by name, or lacks an argument of the kind contract.
     """
     factory: Callable[..., Any] = entry.factory()
     found = dict(inspect.signature(factory).parameters)
@@ -37,6 +39,10 @@ def parameters(entry: Entry) -> dict[str, inspect.Parameter]:
                 f"{where} takes {parameter}; a registered factory names every option, "
                 "so that options can be checked"
             )
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise PluginError(
+                f"{where} takes {parameter.name} by position only; options are given by name"
+            )
     missing = [name for name in KINDS[entry.kind].contract if name not in found]
     if missing:
         raise PluginError(
@@ -45,18 +51,22 @@ def parameters(entry: Entry) -> dict[str, inspect.Parameter]:
     return found
 
 
-def spelled(part: str | Description) -> tuple[str, dict[str, Any]]:
-    """Split a description into its name and its options.
+def spelled(part: str | Description, kind: str) -> tuple[str, dict[str, Any]]:
+    """Split the description of a part into its name and its options.
 
     Raises:
-        InvalidOptionError: if it has no name.
+        InvalidOptionError: if it has no name, or says that it is of another kind.
     """
     if isinstance(part, str):
         return part, {}
     if not isinstance(part.get("name"), str):
         raise InvalidOptionError(
-            f"a part is given as a name, a dict with a 'name' and options, or a module; "
+            f"a {kind} is given as a name, a dict with a 'name' and options, or a module; "
             f"got {dict(part)!r}"
+        )
+    if part.get("kind", kind) != kind:
+        raise InvalidOptionError(
+            f"a {part['kind']} was given where a {kind} is expected: {dict(part)!r}"
         )
     return part["name"], {k: v for k, v in part.items() if k not in RESERVED}
 
@@ -87,19 +97,20 @@ def resolve(
         UnknownNameError: for a name that nobody has.
         InvalidOptionError: for an option that is unknown, missing or given twice.
     """
-    name, own = spelled(part)
+    name, own = spelled(part, kind)
     entry = registry.get(kind, name, hint=hint)
     known = parameters(entry)
+    for option in own.keys() & given.keys():
+        if not _same(own[option], given[option]):
+            raise InvalidOptionError(
+                f"{kind} {name!r} was given {option} twice: {own[option]!r} and {given[option]!r}"
+            )
     options = _conventional(kind, {**own, **given}, known)
     for option in options:
         if option not in known:
             raise InvalidOptionError(
                 f"{kind} {name!r} has no option {option!r}{nearest(option, known)}; "
                 f"its options are {', '.join(known)}"
-            )
-        if option in own and option in given and own[option] != given[option]:
-            raise InvalidOptionError(
-                f"{kind} {name!r} was given {option} twice: {own[option]!r} and {given[option]!r}"
             )
     contract = KINDS[kind].contract
     resolved: dict[str, Any] = {}
@@ -117,8 +128,32 @@ def resolve(
         if inner is not None and isinstance(value, (str, Mapping)):
             inner_entry, inner_options = resolve(registry, inner, value, {}, hint=hint, nested=True)
             value = {"name": inner_entry.name, **inner_options}
+        elif inner is not None and value is not None:
+            refuse_plain(value, f"the option {option!r} of {kind} {name!r}")
         resolved[option] = value
     return entry, resolved
+
+
+def refuse_plain(part: Any, where: str) -> None:
+    """Refuse what cannot be a part: a number, a sequence, nothing at all, or a class.
+
+    Raises:
+        InvalidOptionError: if ``part`` is one of those.
+    """
+    if part is None or isinstance(part, (type, bool, Real, bytes, Sequence, set, frozenset)):
+        raise InvalidOptionError(
+            f"{where} is given as a name, a dict with a 'name' and options, or a module; "
+            f"got {part!r}"
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two values of an option are the same, a list being as good as a tuple."""
+    if one is other:
+        return True
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, (Real, str, Mapping)) and bool(one == other)
 
 
 def _conventional(kind: str, options: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,31 +179,33 @@ def _conventional(kind: str, options: dict[str, Any], known: Mapping[str, Any]) 
                 "would; give one or the other"
             )
         default = known["in_shape"].default
-        if default is inspect.Parameter.empty or len(default) != 3:
+        if not isinstance(default, Sequence) or len(default) != 3:
             default = (3, 32, 32)
         channels = options.pop("in_channels", default[0])
         size = options.pop("image_size", default[1:])
-        options["in_shape"] = (channels, *((size, size) if isinstance(size, int) else size))
+        options["in_shape"] = (channels, *((size, size) if isinstance(size, Integral) else size))
     return options
 
 
 def describe(entry: Entry, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plain-data description of a part: its name, its kind and all of its options."""
-    return {
-        "name": entry.name,
-        "kind": entry.kind,
-        **{option: _plain(option, value) for option, value in options.items()},
-    }
+    return {"name": entry.name, "kind": entry.kind, **_plain(options)}
 
 
-def _plain(option: str, value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Turn an option's value into plain data, or into a mark that it cannot be described."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Integral):  # numpy's, for one
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(str(k), v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(option, v) for v in value]
+        return [_plain(v) for v in value]
     config = getattr(value, CONFIG_ATTRIBUTE, None)
     if config is not None:
         # The assembly passes the contract again when the whole is rebuilt.

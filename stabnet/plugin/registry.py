@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import NameTakenError, PluginError, UnknownNameError
-from .kinds import KINDS
+from ..errors import NameTakenError, PluginError, StabnetError, UnknownNameError
+from .kinds import KINDS, Kind
 
-__all__ = ["Entry", "Provider", "Registry", "nearest"]
+__all__ = ["Entry", "Provider", "Registry", "check_kind", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,23 @@ class Entry:
         """Import and return the factory.
 
         Raises:
-            PluginError: if the target cannot be imported.
+            PluginError: if the target cannot be imported or called.
         """
         if callable(self.target):
             return self.target
         module_name, _, attribute = self.target.partition(":")
+        where = f"{self.kind} {self.name!r} of {self.provider} points at {self.target!r}, which"
+        fault = f"This is a fault of the plugin {self.provider.plugin}"
         try:
             found: Any = importlib.import_module(module_name)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            raise PluginError(
-                f"{self.kind} {self.name!r} of {self.provider} points at {self.target!r}, which "
-                f"cannot be imported: {error}. This is a fault of the plugin {self.provider.plugin}"
-            ) from error
+        except StabnetError:  # such as a missing extra, which says what to do
+            raise
+        except Exception as error:
+            raise PluginError(f"{where} cannot be imported: {error}. {fault}") from error
+        if not callable(found):
+            raise PluginError(f"{where} is {type(found).__name__}, not a factory. {fault}")
         return found  # type: ignore[no-any-return]
 
 
@@ -87,6 +90,12 @@ class Registry:
         """Iterate over the entries, by kind and then by name."""
         order = list(KINDS)
         return iter(sorted(self._entries.values(), key=lambda e: (order.index(e.kind), e.name)))
+
+    def copy(self) -> Registry:
+        """Return a registry of the same entries."""
+        other = Registry()
+        other._entries = dict(self._entries)
+        return other
 
     def of(self, kind: str) -> Mapping[str, Entry]:
         """Return the entries of one kind by name."""
@@ -123,10 +132,7 @@ class Registry:
         Raises:
             UnknownNameError: says the nearest names, what is available and from whom.
         """
-        if kind not in KINDS:
-            raise UnknownNameError(
-                f"there is no kind {kind!r}{nearest(kind, KINDS)}; kinds are {', '.join(KINDS)}"
-            )
+        check_kind(kind)
         entry = self._entries.get((kind, name))
         if entry is not None:
             return entry
@@ -139,6 +145,19 @@ class Registry:
         listed = ", ".join(f"{n} ({e.provider.distribution})" for n, e in names.items())
         message += f"; available: {listed or 'none'}"
         raise UnknownNameError(f"{message}.{' ' + hint if hint else ''}")
+
+
+def check_kind(kind: str) -> Kind:
+    """Return the kind of this name.
+
+    Raises:
+        UnknownNameError: if there is none.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError(
+            f"there is no kind {kind!r}{nearest(kind, KINDS)}; kinds are {', '.join(KINDS)}"
+        )
+    return KINDS[kind]
 
 
 def nearest(given: str, known: Mapping[str, Any]) -> str:
