@@ -1,0 +1,29 @@
+"""Robustness: what attacks do to a model, counted and reported honestly.
+
+The service knows no attack by its class; it asks for attacks by name.
+"""
+
+from ._checks import AttackError, check_images, check_logits, check_perturbation, perturbation
+from ._evaluate import attack_model
+from ._isolation import eval_mode, seeded
+from ._masking import masking_warnings
+from ._protocol import PAPER_EPS, paper_protocol
+from ._report import RobustnessReport
+from ._results import AttackResult, CleanResult
+
+__all__ = [
+    "PAPER_EPS",
+    "AttackError",
+    "AttackResult",
+    "CleanResult",
+    "RobustnessReport",
+    "attack_model",
+    "check_images",
+    "check_logits",
+    "check_perturbation",
+    "eval_mode",
+    "masking_warnings",
+    "paper_protocol",
+    "perturbation",
+    "seeded",
+]
