@@ -46,10 +46,11 @@ if TYPE_CHECKING:
     from .checkpoint import load as load
     from .checkpoint import load_weights as load_weights
     from .checkpoint import save as save
-    from .model import Equilibrium as Equilibrium
-    from .model import Flow as Flow
+    from .dynamics import CellField as CellField
+    from .dynamics import Equilibrium as Equilibrium
+    from .dynamics import Flow as Flow
+    from .dynamics import Stack as Stack
     from .model import StabilityModel as StabilityModel
-    from .model import Stack as Stack
 
 try:
     __version__ = version("stabnet")
@@ -57,10 +58,11 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 _LAZY = {
-    "Equilibrium": ".model",
-    "Flow": ".model",
+    "CellField": ".dynamics",
+    "Equilibrium": ".dynamics",
+    "Flow": ".dynamics",
     "StabilityModel": ".model",
-    "Stack": ".model",
+    "Stack": ".dynamics",
     "load": ".checkpoint",
     "load_weights": ".checkpoint",
     "save": ".checkpoint",
@@ -89,6 +91,7 @@ __all__ = [  # noqa: RUF022 - the lazy names are added below
     "list_models",
     "plugins",
     "register",
+    "CellField",
     "Equilibrium",
     "Flow",
     "StabilityModel",

@@ -28,7 +28,7 @@ from .interfaces import (
     VectorField,
 )
 
-__all__ = ["Equilibrium", "Flow", "Stack"]
+__all__ = ["CellField", "Equilibrium", "Flow", "Stack"]
 
 
 def _first(u: Features) -> Tensor:
@@ -45,6 +45,35 @@ def _state_dtype(u: Tensor) -> torch.dtype:
     device = u.device.type
     half = torch.is_autocast_enabled(device) and u.dtype == torch.get_autocast_dtype(device)
     return torch.float32 if half else u.dtype
+
+
+@final
+class CellField(VectorField):
+    """The vector field ``f(z, u) − z`` of a cell, zero exactly at its equilibria.
+
+    It shares the cell, and leaves the running statistics of its batch normalization alone.
+
+    Args:
+        cell: the cell, with tensor states.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+        self.state_shape, self.feature_shape = cell.state_shape, cell.feature_shape
+
+    def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
+        """Evaluate ``f(z, u) − z``; see :class:`stabnet.interfaces.VectorField`."""
+        sampled = z.ndim == len(self.state_shape) + 2
+        flat = z
+        if sampled:  # a cell knows no sample dimension, so here features are repeated
+            batch = z.shape[0] if u is None else _first(u).shape[0]
+            z = z.expand(batch, *z.shape[1:])
+            flat, samples = z.flatten(0, 1), z.shape[1]
+            u = pytree.tree_map(lambda p: p.repeat_interleave(samples, 0), u)
+        with frozen_batch_statistics(self.cell):
+            image: Tensor = self.cell(flat, u)
+        return image.reshape(z.shape) - z
 
 
 @final

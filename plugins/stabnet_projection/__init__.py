@@ -1,10 +1,76 @@
-"""stabnet_projection."""
+"""Kolter–Manek projection: fields that descend a Lyapunov function, and LyaDEQ."""
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import stabnet
+
+from . import references
+
+_LAZY = {
+    "ICNN": ".icnn",
+    "PointProjection": ".block",
+    "ProjectedField": ".projected",
+    "ProjectionFlow": ".flow",
+    "lyadeq": ".lyadeq",
+    "project": ".projected",
+    "projection": ".block",
+    "smooth_relu": ".icnn",
+}
+
+__all__ = [  # noqa: F822 - reached lazily
+    "ICNN",
+    "PointProjection",
+    "ProjectedField",
+    "ProjectionFlow",
+    "lyadeq",
+    "project",
+    "projection",
+    "smooth_relu",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @stabnet.hookimpl
 def stabnet_register(registrar: stabnet.Registrar) -> None:
-    """Register the parts."""
+    """Register the potential, the projection as field and as block, and LyaDEQ."""
+    registrar.potential(
+        "icnn",
+        "stabnet_projection.icnn:ICNN",
+        summary="input-convex network made positive definite around a center, closed gradient",
+        reference=(references.MANEK_KOLTER, references.ICNN),
+        example={"state_shape": (4,), "hidden": (5, 3)},
+    )
+    registrar.vector_field(
+        "projected",
+        "stabnet_projection.projected:ProjectedField",
+        summary="any field, projected so that it descends a Lyapunov function",
+        reference=references.MANEK_KOLTER,
+        example={"state_shape": (4,), "feature_shape": (3,)},
+    )
+    registrar.block(
+        "projection",
+        "stabnet_projection.block:projection",
+        summary="the projection behind an equilibrium, in three readings",
+        reference=(references.LYADEQ, references.MANEK_KOLTER, references.LAWRENCE),
+        example={"state_shape": (4,)},
+    )
+    registrar.model(
+        "lyadeq",
+        "stabnet_projection.lyadeq:lyadeq",
+        summary="deep equilibrium classifier with a Lyapunov projection and an orthogonal head",
+        reference=references.LYADEQ,
+        example={
+            "in_shape": (1, 8, 8),
+            "num_outputs": 3,
+            "backbone": {"name": "linear", "width": 6},
+            "solver": {"name": "anderson", "tolerance": 1e-11, "max_evaluations": 200},
+        },
+    )

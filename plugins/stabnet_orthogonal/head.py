@@ -1,0 +1,79 @@
+"""The orthogonal head."""
+
+from __future__ import annotations
+
+from typing import final
+
+import geotorch
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stabnet import InvalidOptionError
+from stabnet.interfaces import Guarantee
+
+__all__ = ["OrthogonalHead"]
+
+
+@final
+class OrthogonalHead(nn.Module):
+    r"""A linear layer :math:`z \mapsto Wz + b` with orthonormal rows, :math:`WW^\top = I`.
+
+    ``W`` is parametrized on the Stiefel manifold by the Cayley map, so it stays orthogonal through
+    training. The layer cannot increase distances; it keeps those within its row space and loses
+    the rest.
+
+    Args:
+        in_features: size of the state.
+        num_outputs: number of outputs, at most ``in_features``.
+        bias: whether to add ``b``.
+
+    Raises:
+        InvalidOptionError: if there are more outputs than features, whose rows cannot all be
+            orthonormal.
+
+    References:
+        [LyaDEQ], the orthogonal fully connected layer; Lezcano-Casado 2019 for the
+        parametrization.
+    """
+
+    def __init__(self, in_features: int, num_outputs: int, bias: bool = True) -> None:
+        super().__init__()
+        if not 1 <= num_outputs <= in_features:
+            raise InvalidOptionError(
+                f"an orthogonal head needs 1 <= num_outputs <= in_features for orthonormal rows; "
+                f"got {num_outputs} outputs for {in_features} features. Use a wider state"
+            )
+        self.linear = nn.Linear(in_features, num_outputs, bias)
+        geotorch.orthogonal(self.linear, "weight", triv="cayley")
+
+    def forward(self, z: Float[Tensor, "batch n"]) -> Float[Tensor, "batch outputs"]:
+        """Return the outputs for states ``(batch, in_features)``."""
+        out: Tensor = self.linear(z)
+        return out
+
+    @torch.no_grad()
+    def orthogonality_error(self) -> float:
+        """Return ``‖WWᵀ − I‖_F`` of the weight as it stands, computed in float64."""
+        weight = self.linear.weight.double()
+        identity = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        return float(torch.linalg.matrix_norm(weight @ weight.T - identity))
+
+    def lipschitz_bound(self) -> float:
+        """Return an upper bound of ``‖W‖₂``, ``√(1 + ‖WWᵀ − I‖_F)``, computed in float64."""
+        # The product above rounds by less than in_features units per entry.
+        rounding = self.linear.in_features**1.5 * torch.finfo(torch.float64).eps
+        return float((1 + self.orthogonality_error() + 4 * rounding) ** 0.5)
+
+    def guarantees(self) -> list[Guarantee]:
+        """Return that the head cannot increase distances between states."""
+        return [
+            Guarantee(
+                claim="the head increases no distance between states (it says nothing of inputs)",
+                formula="‖h(z) − h(z′)‖₂ ≤ L ‖z − z′‖₂",
+                source="WWᵀ = I by parametrization; L = √(1 + ‖WWᵀ − I‖_F)",
+                status="verified",
+                assumptions=("the layer is evaluated without rounding",),
+                detail=f"L = {self.lipschitz_bound():.9f} for the weights as they stand, in float64",
+            )
+        ]

@@ -1,0 +1,144 @@
+"""The input-convex Lyapunov function, with its gradient in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stabnet import InvalidOptionError
+from stabnet.interfaces import Context, Potential, lift_features
+
+__all__ = ["ICNN", "smooth_relu"]
+
+
+def smooth_relu(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    r"""Return the smooth ReLU :math:`\sigma(x)` and its derivative.
+
+    .. math:: \sigma(x) = 0 \;(x \le 0), \quad x^2/(2d) \;(0 < x < d), \quad x - d/2 \;(x \ge d)
+
+    Convex, non-decreasing, continuously differentiable.
+
+    Args:
+        x: any tensor.
+        width: the width ``d > 0`` of the quadratic part.
+
+    References:
+        [LyaDEQ] (12); [MK], section 4.
+    """
+    slope = (x / width).clamp(0, 1)
+    return slope * (x - slope * (width / 2)), slope
+
+
+@final
+class ICNN(Potential):
+    r"""A convex Lyapunov function that vanishes exactly at its center.
+
+    .. math:: V(z) = \sigma(g(z) - g(c) - \tau\,\nabla g(c)^\top (z - c)) + \eta \|z - c\|^2
+
+    with the input-convex network
+
+    .. math:: q_1 = \sigma(W_0 z + b_0), \quad q_{i+1} = \sigma(U_i q_i + W_i z + b_i), \quad
+              U_i \ge 0, \quad g = q_k,
+
+    and the smooth ReLU :math:`\sigma`. ``V`` is convex with a continuous gradient, zero with zero
+    gradient at :math:`c` alone, and at least :math:`\eta\|z - c\|^2`. The center's terms are
+    recomputed at every call, so all of this holds at any stage of training.
+
+    The non-negative weights are :math:`U = \mathrm{softplus}(\cdot)` divided by the fan-in.
+
+    Args:
+        state_shape: shape of one state; ``n`` is its number of entries.
+        hidden: widths of the hidden layers; the last layer of ``g`` is scalar.
+        eta: the weight ``η > 0`` of the quadratic term.
+        smoothing: the width ``d > 0`` of the smooth ReLU.
+        tangent: whether the tangent plane at the center is subtracted, ``τ = 1``. Then ``V`` grows
+            in all directions as ``g`` bends; without it ([LyaDEQ]'s form) only where ``g`` rises.
+
+    Raises:
+        InvalidOptionError: if a width, ``eta`` or ``smoothing`` is not positive.
+
+    References:
+        [LyaDEQ] (9), (10), (12); [MK] (11)–(13); Amos, Xu, Kolter: "Input Convex Neural Networks".
+    """
+
+    def __init__(
+        self,
+        state_shape: Sequence[int],
+        hidden: Sequence[int] = (64,),
+        eta: float = 0.01,
+        smoothing: float = 0.1,
+        tangent: bool = False,
+    ) -> None:
+        super().__init__()
+        if eta <= 0 or smoothing <= 0 or not hidden or min(hidden) < 1:
+            raise InvalidOptionError(
+                "eta, smoothing and every hidden width must be positive, with one hidden layer at "
+                f"least; got eta={eta}, smoothing={smoothing}, hidden={tuple(hidden)}"
+            )
+        self.state_shape = tuple(state_shape)
+        self.eta, self.smoothing, self.tangent = eta, smoothing, tangent
+        n, widths = math.prod(self.state_shape), (*hidden, 1)
+        self.direct = nn.ModuleList(nn.Linear(n, width) for width in widths)
+        self.positive = nn.ParameterList(
+            torch.empty(after, before).uniform_(-1, 1)
+            for before, after in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def forward(
+        self, z: Float[Tensor, "*batch n"], context: Context | None = None
+    ) -> Float[Tensor, "*batch"]:
+        """Evaluate ``V``; the center is ``context.center``, or the origin."""
+        return self._evaluate(z, context)[0]
+
+    def value_and_gradient(
+        self, z: Float[Tensor, "*batch n"], context: Context | None = None
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch n"]]:
+        r"""Evaluate ``V`` and :math:`\nabla V = \sigma'(\cdot)(\nabla g(z) - \tau \nabla g(c)) +
+        2\eta (z - c)`.
+        """
+        return self._evaluate(z, context)
+
+    def _evaluate(self, z: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
+        ndim = len(self.state_shape)
+        center = None if context is None else context.center
+        c = z.new_zeros(self.state_shape) if center is None else center
+        c = c if center is None else lift_features(c, z, ndim)
+        flat, flat_c = z.flatten(-ndim), c.flatten(-ndim)
+        g, slope = self._network(flat)
+        g_c, slope_c = self._network(flat_c)
+        offset = flat - flat_c
+        rise = g - g_c
+        if self.tangent:
+            rise = rise - (slope_c * offset).sum(-1)
+            slope = slope - slope_c
+        value, factor = smooth_relu(rise, self.smoothing)
+        value = value + self.eta * offset.square().sum(-1)
+        gradient = factor[..., None] * slope + 2 * self.eta * offset
+        return value, gradient.unflatten(-1, self.state_shape)
+
+    def _network(self, z: Float[Tensor, "... n"]) -> tuple[Tensor, Tensor]:
+        """Return ``g(z)`` and ``∇g(z)``, by one forward and one reverse sweep."""
+        weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
+        q, slope = smooth_relu(self.direct[0](z), self.smoothing)
+        slopes = [slope]
+        for layer, U in zip(self.direct[1:], weights, strict=True):
+            q, slope = smooth_relu(F.linear(q, U) + layer(z), self.smoothing)
+            slopes.append(slope)
+        delta = slopes[-1]
+        gradient = delta @ self.direct[-1].weight
+        for slope, U, layer in zip(
+            slopes[-2::-1], weights[::-1], list(self.direct)[-2::-1], strict=True
+        ):
+            delta = slope * (delta @ U)
+            gradient = gradient + delta @ layer.weight
+        return q[..., 0], gradient
+
+    def extra_repr(self) -> str:
+        """Return the constants."""
+        return f"eta={self.eta}, smoothing={self.smoothing}, tangent={self.tangent}"

@@ -1,0 +1,93 @@
+"""LyaDEQ: a deep equilibrium model with a Lyapunov projection and an orthogonal head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+import stabnet
+from stabnet import CellField, Equilibrium, StabilityModel, Stack
+
+from .block import Reading
+
+__all__ = ["lyadeq"]
+
+Part = str | Mapping[str, Any] | nn.Module
+
+
+def lyadeq(
+    *,
+    in_shape: Sequence[int] = (3, 32, 32),
+    num_outputs: int = 10,
+    backbone: Part = "linear",
+    cell: Part = "deq",
+    solver: Part = "anderson",
+    backward_solver: Part | None = None,
+    projection: Reading = "output",
+    potential: Part | None = None,
+    alpha: float = 1.0,
+    time: float = 1.0,
+    step_size: float = 0.1,
+    head: Part = "orthogonal",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> StabilityModel:
+    """Build LyaDEQ: backbone, equilibrium of a cell, Lyapunov projection, orthogonal head.
+
+    The paper leaves α, η, the width of the potential and that of its smooth ReLU open, and does
+    not say to which field the projection is applied; the choices here are ours.
+
+    Args:
+        in_shape: shape of one image, channels first.
+        num_outputs: number of classes.
+        backbone: computes the features that drive the cell; its output shape is the state's.
+        cell: the map whose fixed point is the state.
+        solver: finds the fixed point.
+        backward_solver: solves the adjoint equation; ``solver`` if ``None``.
+        projection: the reading: ``"output"``, ``"residual"`` or ``"flow"``; see
+            :func:`stabnet_projection.projection`. Only ``"flow"`` has a theorem, about the state.
+        potential: the Lyapunov function; ``None`` for the reading's ``icnn``.
+        alpha: decay rate.
+        time: how long ``"flow"`` carries the state.
+        step_size: its largest step.
+        head: maps the projected state to logits.
+        mean: mean per channel, for normalization inside the model.
+        std: standard deviation per channel.
+
+    Returns:
+        The model.
+
+    References:
+        [LyaDEQ] (8)–(12); settings of its section on experiments.
+    """
+    features = stabnet.build(backbone, kind="backbone", in_shape=tuple(in_shape))
+    shape = features.out_shape
+    equilibrium = Equilibrium(
+        stabnet.build(cell, kind="cell", state_shape=shape, feature_shape=shape),
+        stabnet.build(solver, kind="solver"),
+        None if backward_solver is None else stabnet.build(backward_solver, kind="solver"),
+    )
+    block = stabnet.build(
+        "projection",
+        kind="block",
+        state_shape=shape,
+        reading=projection,
+        potential=potential,
+        vector_field=CellField(equilibrium.cell) if projection == "flow" else None,
+        alpha=alpha,
+        time=time,
+        step_size=step_size,
+    )
+    size = math.prod(shape)
+    return StabilityModel(
+        in_shape,
+        num_outputs,
+        features,
+        Stack([equilibrium, block]),
+        stabnet.build(head, kind="head", in_features=size, num_outputs=num_outputs),
+        mean,
+        std,
+    )
