@@ -9,7 +9,8 @@ bounds          errors
 plugin          errors, interfaces
 the assembly    errors, interfaces, bounds, plugin, the assembly
 a service       all of these, the package itself, and the public names of other services
-cli             errors, plugin, services and the package itself
+commands        errors, plugin, services and the package itself
+cli             these, and commands
 a plugin        the public names of stabnet, of its errors, interfaces, bounds and services
 ==============  ==============================================================================
 
@@ -44,7 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plugin": {"errors", "interfaces"},
     **dict.fromkeys(ASSEMBLY, GROUND | {"plugin"} | ASSEMBLY),
     **dict.fromkeys(SERVICES, GROUND | {"plugin", PACKAGE} | ASSEMBLY | SERVICES),
-    "cli": {"errors", "plugin", PACKAGE} | SERVICES,
+    "commands": {"errors", "plugin", PACKAGE} | SERVICES,
+    "cli": {"errors", "plugin", "commands", PACKAGE} | SERVICES,
     "__init__": GROUND | {"plugin"} | ASSEMBLY | SERVICES,
 }
 """The rooms of the core, and the rooms that each may import from."""

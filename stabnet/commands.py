@@ -1,0 +1,126 @@
+"""What the commands ``train`` and ``attack`` do: everything by name, in one call."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import stabnet
+
+from .errors import InvalidOptionError, MissingDataError
+
+if TYPE_CHECKING:
+    from .robustness import RobustnessReport
+    from .training import FitResult
+
+__all__ = ["attack_file", "train_by_name"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+"""Files of a run folder."""
+
+
+def train_by_name(
+    model: str,
+    *,
+    data: str = "digits",
+    root: Path | None = None,
+    download: bool = False,
+    options: Mapping[str, Any] | None = None,
+    run_dir: Path | None = None,
+    seed: int = 0,
+    **training: Any,
+) -> FitResult:
+    """Load a data set, build a model for it, and train it; everything by name.
+
+    Args:
+        model: a registered model.
+        data: a registered data set.
+        root: where data sets are kept; see :func:`stabnet.data.data_root`.
+        download: whether to download a data set that is missing.
+        options: options of the model.
+        run_dir: the run folder; by default a new one under ``runs``.
+        seed: of the split, of the initial weights and of the training.
+        training: further arguments of :func:`stabnet.training.fit`.
+
+    Returns:
+        The outcome of :func:`stabnet.training.fit`.
+
+    Raises:
+        StabnetError: for a name, an option or a value that does not fit, or missing data.
+    """
+    known = stabnet.info(model, kind="model").signature.parameters
+    dataset = stabnet.data.load(data, root=root, download=download)
+    of_data = ("in_shape", "num_outputs", "mean", "std")
+    given = {name: getattr(dataset, name) for name in of_data if name in known}
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = stabnet.build(model, **{**given, **(options or {})})
+    if run_dir is None:
+        run_dir = Path("runs") / f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    splits = stabnet.data.split(dataset, seed=seed)
+    return stabnet.training.fit(network, splits, run_dir=run_dir, seed=seed, **training)
+
+
+def attack_file(
+    source: Path,
+    *,
+    data: str | None = None,
+    root: Path | None = None,
+    download: bool = False,
+    images: int | None = None,
+    protocol: str = "paper",
+    batch_size: int = 128,
+    device: str | None = None,
+    seed: int = 0,
+) -> RobustnessReport:
+    """Attack a trained model on the test set.
+
+    Args:
+        source: a run folder, or a file that :func:`stabnet.save` wrote.
+        data: a registered data set; by default the one the run was trained on.
+        root: where data sets are kept; see :func:`stabnet.data.data_root`.
+        download: whether to download a data set that is missing.
+        images: how many test images; all of them if ``None``.
+        protocol: ``"paper"``, see :func:`stabnet.robustness.paper_protocol`.
+        batch_size: images per batch.
+        device: where the model runs; the CPU if ``None``.
+        seed: of the attacks' random starts.
+
+    Returns:
+        The report, which a run folder also keeps as ``robustness.json``.
+
+    Raises:
+        StabnetError: for a file, a name or a value that does not fit, or missing data.
+    """
+    if protocol != "paper":
+        raise InvalidOptionError(f"there is no protocol {protocol!r}; there is 'paper'")
+    if images is not None and images < 1:
+        raise InvalidOptionError(f"images={images}; attack at least one")
+    model = stabnet.load(source / WEIGHTS if source.is_dir() else source, device=device or "cpu")
+    dataset = stabnet.data.load(data or _data_of(source), root=root, download=download)
+    if tuple(dataset.in_shape) != tuple(model.in_shape):
+        raise InvalidOptionError(
+            f"the model takes inputs of shape {tuple(model.in_shape)}, but those of "
+            f"{dataset.name} are {tuple(dataset.in_shape)}; name the data set it was trained on"
+        )
+    batches = stabnet.data.loader(dataset.test, batch_size=batch_size)
+    report = stabnet.robustness.paper_protocol(model, batches, max_images=images, seed=seed)
+    if source.is_dir():
+        report.write_json(source / "robustness.json")
+    return report
+
+
+def _data_of(source: Path) -> str:
+    """Return the name of the data set that a run was trained on."""
+    try:
+        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+        return str(config["data"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise MissingDataError(
+            f"{source} does not say which data the model was trained on; name a data set (--data)"
+        ) from None
