@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, final
 
@@ -61,6 +62,9 @@ class IFGSM(Attack):
         Raises:
             InvalidInputError: for images or labels that cannot be attacked.
             AttackError: if the model gives no gradient, or the result breaks the rules.
+
+        Warns:
+            RuntimeWarning: if the gradient is NaN in some image, which the step then leaves alone.
         """
 
         def attack(target: nn.Module) -> Any:
@@ -107,6 +111,9 @@ class PGD(Attack):
         Raises:
             InvalidInputError: for images or labels that cannot be attacked.
             AttackError: if the model gives no gradient, or the result breaks the rules.
+
+        Warns:
+            RuntimeWarning: if the gradient is NaN in some image, which the step then leaves alone.
         """
 
         def attack(target: nn.Module) -> Any:
@@ -172,11 +179,8 @@ class _Target(nn.Module):
         self._labels = labels
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        if not bool(x.isfinite().all()):
-            raise AttackError(
-                "the model's input gradient is NaN, so a gradient attack cannot run; "
-                "look for a division by zero or an overflow in the model"
-            )
+        if x.requires_grad:
+            x.register_hook(_warn_of_nan)  # type: ignore[no-untyped-call]
         logits: Tensor = self.model(x)
         check_logits(logits, self._labels)
         if not logits.requires_grad:
@@ -186,3 +190,15 @@ class _Target(nn.Module):
                 "gradients"
             )
         return logits
+
+
+def _warn_of_nan(gradient: Float[Tensor, "batch ..."]) -> None:
+    """Warn of images that a step leaves alone, since torch takes the sign of NaN to be 0."""
+    count = int(gradient.isnan().flatten(1).any(1).sum())
+    if count:
+        warnings.warn(
+            f"the model's input gradient is NaN in {count} of {len(gradient)} images; the attack "
+            "makes no progress there, and they look more robust than they are",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -97,7 +97,8 @@ def perturbation(
     if norm not in orders:
         raise InvalidInputError(f"unknown norm {norm!r}; it is one of {', '.join(orders)}")
     difference = (x_adv.double() - x.double()).flatten(1)
-    return torch.linalg.vector_norm(difference, orders[norm], dim=1)
+    size: Tensor = torch.linalg.vector_norm(difference, orders[norm], dim=1)
+    return size
 
 
 def check_perturbation(

@@ -73,13 +73,12 @@ def evaluate(
 
     Each attack draws from its own stream, which depends on the seed and the number of the batch.
     """
-    built: list[Attack] = [build(attack, kind="attack") for attack in attacks]
-    clean, counts = _Count(), [_Count() for _ in built]
-    dead = 0
+    built: list[Attack] = [a if isinstance(a, Attack) else build(a, kind="attack") for a in attacks]
+    clean, counts, dead = _Count(), [_Count() for _ in built], 0
     device = next((t.device for t in chain(model.parameters(), model.buffers())), None)
     streams = torch.Generator().manual_seed(seed)
-    home = device or torch.device("cpu")
-    with torch.inference_mode(False), eval_mode(model), seeded(seed, home):
+    home = seeded(seed, device or torch.device("cpu"))
+    with torch.inference_mode(False), eval_mode(model), home:
         for x, y in _take(batches, max_images, device):
             stream = int(torch.randint(2**62, (), generator=streams))
             with seeded(stream, x.device):
@@ -87,30 +86,12 @@ def evaluate(
                 dead += int(_dead_gradients(model, x, y).sum())
             for attack, count in zip(built, counts, strict=True):
                 with seeded(stream, x.device):
-                    start = time.perf_counter()
-                    x_adv = attack(model, x, y)
-                    size = check_perturbation(x_adv, x, eps=attack.eps, norm=attack.norm)
-                    count.largest = max(count.largest, float(size.max()))
-                    count.seconds += time.perf_counter() - start
-                    count.add(model, x_adv, y, right)
+                    count.add(model, count.attacked(attack, model, x, y), y, right)
     if not clean.images:
         raise InvalidInputError("there are no images to attack; the batches are empty")
     unattacked = CleanResult(clean.images, clean.right, dead, clean.unconverged)
     return tuple(
-        AttackResult(
-            attack=name_of(attack),
-            norm=attack.norm,
-            eps=attack.eps,
-            steps=attack.steps,
-            step_size=getattr(attack, "step_size", None),
-            seed=seed,
-            clean=unattacked,
-            robust=count.right,
-            max_perturbation=count.largest,
-            unconverged=count.unconverged,
-            seconds=count.seconds,
-        )
-        for attack, count in zip(built, counts, strict=True)
+        count.result(attack, unattacked, seed) for attack, count in zip(built, counts, strict=True)
     )
 
 
@@ -130,6 +111,16 @@ class _Count:
     largest: float = 0.0
     seconds: float = 0.0
 
+    def attacked(self, attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the attacked images of a batch, checked; the attack is not trusted."""
+        start = time.perf_counter()
+        with eval_mode(model):
+            x_adv = attack(model, x.clone(), y.clone())
+        size = check_perturbation(x_adv, x, eps=attack.eps, norm=attack.norm)
+        self.largest = max(self.largest, float(size.max()))
+        self.seconds += time.perf_counter() - start
+        return x_adv
+
     def add(
         self, model: nn.Module, x: Tensor, y: Tensor, among: Bool[Tensor, " batch"] | None = None
     ) -> Bool[Tensor, " batch"]:
@@ -146,6 +137,22 @@ class _Count:
         if converged is not None:
             self.unconverged = (self.unconverged or 0) + int((~converged).sum())
         return right
+
+    def result(self, attack: Attack, clean: CleanResult, seed: int) -> AttackResult:
+        """Return what was counted under an attack, with its settings."""
+        return AttackResult(
+            attack=name_of(attack),
+            norm=attack.norm,
+            eps=attack.eps,
+            steps=attack.steps,
+            step_size=getattr(attack, "step_size", None),
+            seed=seed,
+            clean=clean,
+            robust=self.right,
+            max_perturbation=self.largest,
+            unconverged=self.unconverged,
+            seconds=self.seconds,
+        )
 
 
 def _predict(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +93,10 @@ class RobustnessReport:
             )
             table.append(" | ".join(map(str, cells)))
         lines = [f"| {line} |" for line in table]
-        share = self.clean.converged_share
-        if share is not None:
-            worst = min(r.converged_share or 0.0 for r in self.results)
-            lines += ["", f"Converged solves: {share:.2%} clean, at least {worst:.2%} attacked."]
+        shares = [r.converged_share for r in self.results if r.converged_share is not None]
+        if self.clean.converged_share is not None and shares:
+            clean, worst = self.clean.converged_share, min(shares)
+            lines += ["", f"Converged solves: {clean:.2%} clean, at least {worst:.2%} attacked."]
         for warning in self.warnings:
             lines += ["", f"**Warning.** {warning}."]
         if not self.warnings:
@@ -111,20 +110,18 @@ class RobustnessReport:
         """Write :meth:`to_dict` as JSON; the file appears whole or not at all.
 
         Args:
-            path: where; its folder must exist.
+            path: where; missing folders are made.
 
         Returns:
             The path.
         """
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, indent=2, allow_nan=False)
-                file.write("\n")
-            os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+            temporary.write_text(f"{text}\n", encoding="utf-8")
             os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
         return target

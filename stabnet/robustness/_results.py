@@ -121,6 +121,7 @@ class AttackResult:
             "robust": self.robust,
             "accuracy": self.robust_accuracy,
             "max_perturbation": self.max_perturbation,
+            "dead_gradient_share": self.clean.dead_gradient_share,
             "converged_share": self.converged_share,
             "seconds": self.seconds,
         }
