@@ -75,6 +75,11 @@ class Dataset:
             raise InvalidInputError(
                 f"{where} has the task {self.task!r}; it is 'classification' or 'regression'"
             )
+        if len(self.in_shape) == 0 or self.num_outputs < 1:
+            raise InvalidInputError(
+                f"{where} has in_shape={self.in_shape} and num_outputs={self.num_outputs}; it "
+                "needs at least one axis and one output"
+            )
         channels = self.in_shape[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise InvalidInputError(

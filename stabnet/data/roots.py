@@ -45,6 +45,9 @@ def load(
         download: whether to download what is missing.
         options: the data set's own options.
 
+    Returns:
+        The data set.
+
     Raises:
         MissingDataError: if the data are missing, incomplete or damaged; it says where they were
             looked for and what to do.

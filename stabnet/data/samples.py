@@ -99,7 +99,7 @@ def channel_statistics(
     mean = average(0.0, 1)
     std = average(mean, 2).sqrt()
     scale = 255.0 if x.dtype == torch.uint8 else 1.0
-    # Rounding leaves a constant channel a deviation of the order of its mean times epsilon.
-    constant = std <= 8 * torch.finfo(torch.float64).eps * mean.abs()
-    std = torch.where(constant, scale, std)
+    # Asked of the values themselves: rounding leaves a constant channel some deviation.
+    other_axes = [axis for axis in range(x.ndim) if axis != 1]
+    std = torch.where(x.amin(other_axes) == x.amax(other_axes), scale, std)
     return tuple((mean / scale).tolist()), tuple((std / scale).tolist())
