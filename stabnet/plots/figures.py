@@ -1,0 +1,64 @@
+"""Making and saving figures without pyplot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..errors import InvalidInputError
+
+__all__ = ["new_figure", "save_figure"]
+
+
+def new_figure(panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side, on the Agg canvas.
+
+    Args:
+        panels: how many, at least 1.
+    """
+    figure = Figure(figsize=(4.8 * panels, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    for panel in axes:
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150) -> Path:
+    """Write a figure to a file, which appears whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: the file, whose ending says the format (``.png``, ``.pdf``, ``.svg``); its folder is
+            made.
+        dpi: dots per inch, for formats that have dots.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidInputError: if the ending names no format that matplotlib writes.
+    """
+    target = Path(path)
+    known = figure.canvas.get_supported_filetypes()
+    form = target.suffix.removeprefix(".").lower()
+    if form not in known:
+        raise InvalidInputError(
+            f"{target.name!r} does not end in a format that can be written; "
+            f"use one of {', '.join(f'.{f}' for f in known)}"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        figure.savefig(temporary, format=form, dpi=dpi)
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+    return target

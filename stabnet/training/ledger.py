@@ -1,0 +1,74 @@
+"""The ledger: what every epoch came to, and the weights of the best one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, final
+
+from torch import nn
+
+from .state import copied
+
+__all__ = ["Ledger"]
+
+
+@final
+class Ledger:
+    """Keeps the history and the weights of the best validation epoch.
+
+    Args:
+        task: for classification the highest accuracy is best, for regression the lowest loss.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.metric: Literal["accuracy", "loss"] = (
+            "accuracy" if task == "classification" else "loss"
+        )
+        self.history: list[Mapping[str, float]] = []
+        self.best_epoch = 0
+        self.best_value = math.nan
+        self._best_weights: dict[str, Any] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs in the history."""
+        return math.fsum(record["seconds"] for record in self.history)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were run to their end."""
+        return sum(bool(record["complete"]) for record in self.history)
+
+    def add(self, record: Mapping[str, float], model: nn.Module) -> bool:
+        """Add an epoch; return whether it is the best so far. The first of equals stays best."""
+        self.history.append(record)
+        value = record[f"validation_{self.metric}"]
+        if self.best_epoch:
+            # Accuracies are counts over a count, up to rounding in their accumulation.
+            gain = value - self.best_value
+            better = gain > 1e-6 if self.metric == "accuracy" else gain < 0
+            if not better:
+                return False
+        self.best_epoch, self.best_value = int(record["epoch"]), value
+        self._best_weights = copied(model.state_dict())
+        return True
+
+    def restore_best(self, model: nn.Module) -> None:
+        """Put the best weights into the model."""
+        model.load_state_dict(self._best_weights)
+
+    def state(self) -> dict[str, Any]:
+        """Return the ledger as plain data and tensors."""
+        return {
+            "history": [dict(record) for record in self.history],
+            "best_epoch": self.best_epoch,
+            "best_value": self.best_value,
+            "best_weights": self._best_weights,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` returned."""
+        self.history = list(state["history"])
+        self.best_epoch, self.best_value = state["best_epoch"], state["best_value"]
+        self._best_weights = state["best_weights"]

@@ -1,0 +1,168 @@
+"""The report of a training, in Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..interfaces import Guarantee, Guaranteed
+from .result import FitResult
+
+__all__ = ["write_report"]
+
+
+def write_report(result: FitResult, config: Mapping[str, Any], described: bool) -> str:
+    """Return the report.
+
+    Args:
+        result: what the training came to.
+        config: what ``config.json`` holds.
+        described: whether the weights file rebuilds the model, or is a bare state dict.
+    """
+    sections = [
+        _summary(result, config),
+        _evaluation(result),
+        _solves(result),
+        _data(config),
+        _training(result, config),
+        _guarantees(result),
+        _files(described),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return "not reported" if value is None else f"{100 * value:.2f} %"
+
+
+def _number(value: float | None) -> str:
+    return "not reported" if value is None else f"{value:.4g}"
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    cells = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells)
+
+
+def _summary(result: FitResult, config: Mapping[str, Any]) -> str:
+    training, model = config["training"], config["model"]
+    name = model.get("name", model.get("class"))
+    lines = [f"# {name} on {config['data']['name']}", ""]
+    if result.metric == "accuracy":
+        lines.append(f"Test accuracy **{_percent(result.test['accuracy'])}**")
+    else:
+        lines.append(f"Test loss **{_number(result.test['loss'])}**")
+    lines[-1] += (
+        f" on {config['data']['sizes']['test']} samples, with the weights of epoch "
+        f"{result.best_epoch}, which had the best validation {result.metric}. "
+        "Inputs were not attacked: this says nothing about robustness."
+    )
+    if not result.complete:
+        last = result.history[-1]
+        part = "" if last["complete"] else f", the last of them (epoch {last['epoch']}) in part"
+        lines += [
+            "",
+            f"**Training was cut short** by its time limit: {len(result.history)} of "
+            f"{training['epochs']} epochs were run{part}. The learning rate had not come to the "
+            "end of its schedule. `resume=True` continues after the last complete epoch.",
+        ]
+    return "\n".join(lines)
+
+
+def _evaluation(result: FitResult) -> str:
+    best = next(r for r in result.history if r["epoch"] == result.best_epoch)
+    names = [n for n in result.test if f"validation_{n}" in best]
+    rows = [
+        (n, _number(best.get(f"train_{n}")), _number(best[f"validation_{n}"]), _number(v))
+        for n, v in result.test.items()
+        if n in names
+    ]
+    note = (
+        "Training means are over the epoch, while the weights changed, on augmented inputs and in "
+        "training mode; the others are exact means over their sets in eval mode."
+    )
+    if "residual" in result.test:
+        note += " `residual` is the mean over batches of the largest residual in each."
+    table = _table(("metric", f"training, epoch {result.best_epoch}", "validation", "test"), rows)
+    return f"## Metrics\n\n{table}\n\n{note}"
+
+
+def _solves(result: FitResult) -> str:
+    nfe, converged = result.test.get("nfe"), result.test.get("converged")
+    lines = ["## What the dynamics did on the test set", ""]
+    if nfe is None and converged is None:
+        return "\n".join([*lines, "Not reported: the objective logs neither nfe nor convergence."])
+    lines.append(f"- mean evaluations of the field or cell per batch (nfe): {_number(nfe)}")
+    if converged is None:
+        lines.append("- share of converged samples: not reported; nothing was solved for")
+    else:
+        lines.append(f"- share of converged samples: {_percent(converged)}")
+        if converged < 1:
+            lines.append("- for the other samples the state is not an equilibrium to tolerance")
+    return "\n".join(lines)
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    data = config["data"]
+    sizes = ", ".join(f"{n} {split}" for split, n in data["sizes"].items())
+    return (
+        f"## Data\n\n{data['name']} ({data['task']}): inputs of shape {tuple(data['in_shape'])}, "
+        f"{data['num_outputs']} outputs; samples: {sizes}."
+    )
+
+
+def _training(result: FitResult, config: Mapping[str, Any]) -> str:
+    rows = [(n, f"`{json.dumps(v)}`") for n, v in config["training"].items()]
+    objective = config["objective"]
+    rows.insert(0, ("objective", f"`{objective.get('name', objective.get('class'))}`"))
+    environment = ", ".join(f"{n} {v}" for n, v in config["environment"].items())
+    complete = sum(bool(r["complete"]) for r in result.history)
+    return (
+        f"## Training\n\n{complete} complete epochs of {config['training']['epochs']}, "
+        f"{result.seconds:.1f} s of training and validation.\n\n"
+        f"{_table(('option', 'value'), rows)}\n\nEnvironment: {environment}."
+    )
+
+
+def _guarantees(result: FitResult) -> str:
+    title = "## Guarantees"
+    model = result.model
+    found: list[Guarantee] = list(model.guarantees()) if isinstance(model, Guaranteed) else []
+    if not found:
+        return f"{title}\n\nThe model states none."
+    rows = [
+        (
+            g.part or "model",
+            g.status,
+            g.claim,
+            f"`{g.formula}`",
+            "; ".join([*g.assumptions, *([g.detail] if g.detail else [])]) or "none",
+            g.source,
+        )
+        for g in found
+    ]
+    header = ("part", "status", "claim", "formula", "assumptions and detail", "source")
+    note = (
+        "They are as the model's parts state them; training checked none of them. Stability in "
+        "the state is not robustness in the input."
+    )
+    return f"{title}\n\n{_table(header, rows)}\n\n{note}"
+
+
+def _files(described: bool) -> str:
+    weights = (
+        "the model with the best weights; `stabnet.load` rebuilds it"
+        if described
+        else "the best weights, **as a bare state dict**: a part of the model has no registered "
+        "name, so the file cannot rebuild it; build the model yourself and use "
+        "`stabnet.load_weights`"
+    )
+    rows = [
+        ("`model.safetensors`", weights),
+        ("`config.json`", "description of model, options, data and versions"),
+        ("`metrics.jsonl`", "one line per epoch"),
+        ("`checkpoint/state.pt`", "what `resume=True` continues from"),
+        ("`plots/training.png`", "training curves"),
+    ]
+    return f"## Files\n\n{_table(('file', 'content'), rows)}"

@@ -1,0 +1,46 @@
+"""What a training came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+from torch import nn
+
+__all__ = ["FitResult"]
+
+
+@final
+@dataclass(frozen=True)
+class FitResult:
+    """The outcome of :func:`stabnet.training.fit`.
+
+    Attributes:
+        model: the model that was given, holding the weights of the best validation epoch.
+        history: one record per epoch, the lines of ``metrics.jsonl``.
+        best_epoch: the epoch (from 1) whose weights the model holds.
+        metric: what decided the best epoch: the highest ``"accuracy"`` or the lowest ``"loss"``.
+        best_validation: the value of that metric on the validation set, at the best epoch.
+        test: metrics of the model on the test set.
+        seconds: wall time of training and validation, summed over resumed runs.
+        complete: whether all epochs were run; false if the time limit cut training short.
+        run_dir: the run folder.
+        weights: the best weights, a safetensors file.
+        checkpoint: what a resume continues from.
+        report: the report, in Markdown.
+    """
+
+    model: nn.Module
+    history: tuple[Mapping[str, float], ...]
+    best_epoch: int
+    metric: Literal["accuracy", "loss"]
+    best_validation: float
+    test: Mapping[str, float]
+    seconds: float
+    complete: bool
+    run_dir: Path
+    weights: Path
+    checkpoint: Path
+    report: Path
