@@ -63,7 +63,7 @@ def loader(
     return DataLoader(
         cast(Any, samples),
         batch_size=batch_size,
-        shuffle=shuffle,
+        shuffle=shuffle and len(samples) > 0,  # torch refuses to shuffle nothing
         drop_last=drop_last,
         num_workers=num_workers,
         collate_fn=_Collate(change),

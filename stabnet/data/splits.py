@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 import torch
-from torch.utils.data import Subset
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from ..errors import InvalidOptionError
+from .batches import loader
 from .dataset import Dataset, Samples
 
 __all__ = ["Splits", "split"]
@@ -20,14 +22,57 @@ class Splits:
     """Three disjoint parts of a data set.
 
     Attributes:
+        dataset: the data set that was split.
         train: samples to train on.
         validation: samples held out of the training samples; empty for a share of 0.
         test: the data set's own test samples.
     """
 
+    dataset: Dataset
     train: Samples = field(repr=False)
     validation: Samples = field(repr=False)
     test: Samples = field(repr=False)
+
+    def loader(
+        self,
+        split: Literal["train", "validation", "test"],
+        *,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        augment: bool = False,
+        drop_last: bool = False,
+        num_workers: int = 0,
+    ) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Return a torch ``DataLoader`` of one part; see :func:`stabnet.data.loader`.
+
+        Args:
+            split: which part.
+            batch_size: samples per batch, at least 1.
+            shuffle: whether each pass has a new random order.
+            seed: first seed of the generator that draws the order.
+            augment: whether to augment, as ``dataset.augmentation`` says.
+            drop_last: leave out a last batch that is not full.
+            num_workers: processes that fetch; 0 fetches in this one.
+
+        Returns:
+            The loader.
+
+        Raises:
+            InvalidOptionError: for an unknown part, or an option out of range.
+        """
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        if split not in parts:
+            raise InvalidOptionError(f"there is no part {split!r}; parts are {', '.join(parts)}")
+        return loader(
+            parts[split],
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            augment=self.dataset.augmentation if augment else "none",
+            drop_last=drop_last,
+            num_workers=num_workers,
+        )
 
 
 def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> Splits:
@@ -61,6 +106,7 @@ def split(dataset: Dataset, validation: float = 0.1, seed: int = 0) -> Splits:
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return Splits(
+        dataset=dataset,
         train=_subset(dataset.train, order[held_out:]),
         validation=_subset(dataset.train, order[:held_out]),
         test=dataset.test,

@@ -41,6 +41,14 @@ def test_augmentation_is_determined_by_the_global_generator() -> None:
     assert torch.equal(augmentation("crop_flip")(x), second)
 
 
+def test_crop_flip_is_a_crop_by_four_pixels_and_then_a_flip() -> None:
+    x = images()
+    torch.manual_seed(4)
+    expected = random_flip(random_crop(x, padding=4))
+    torch.manual_seed(4)
+    assert torch.equal(augmentation("crop_flip")(x), expected)
+
+
 def test_none_draws_nothing() -> None:
     x = images()
     state = torch.get_rng_state()

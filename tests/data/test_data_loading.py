@@ -167,7 +167,8 @@ def test_split_without_validation_keeps_all_training_samples() -> None:
     parts = split(numbered(), validation=0)
     assert len(parts.validation) == 0
     assert len(parts.train) == 40
-    assert order(loader(parts.validation, batch_size=4)) == []
+    for shuffle in (False, True):
+        assert order(parts.loader("validation", batch_size=4, shuffle=shuffle)) == []
 
 
 def test_split_shares_the_memory_of_the_data_set() -> None:
@@ -175,6 +176,28 @@ def test_split_shares_the_memory_of_the_data_set() -> None:
     part = split(data).train
     assert isinstance(part, Subset)
     assert part.dataset is data.train
+
+
+def test_splits_load_their_parts_and_augment_as_the_data_set_says() -> None:
+    x = torch.ones(40, 1, 8, 8)
+    y = torch.arange(40)
+    data = from_tensors(x, y, x[:5], y[:5], augmentation="crop_flip")
+    parts = split(data, validation=0.25, seed=3)
+    assert parts.dataset is data
+    for name, samples in (
+        ("train", parts.train),
+        ("validation", parts.validation),
+        ("test", data.test),
+    ):
+        theirs = parts.loader(name, batch_size=4, shuffle=True, seed=1)  # type: ignore[arg-type]
+        assert order(theirs) == order(loader(samples, batch_size=4, shuffle=True, seed=1))
+    torch.manual_seed(0)
+    assert all((images == 1).all() for images, _ in parts.loader("train", batch_size=9))
+    assert any(
+        (images == 0).any() for images, _ in parts.loader("train", batch_size=9, augment=True)
+    )
+    with pytest.raises(InvalidOptionError, match="no part 'valid'; parts are train, validation"):
+        parts.loader("valid", batch_size=4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("validation", [-0.1, 1.0, 0.001, 0.999, float("nan")])
