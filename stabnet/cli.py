@@ -166,7 +166,7 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="An option of the model; may be repeated."),
     ] = None,
     objective: Annotated[str, typer.Option(help="What is minimized.")] = "cross_entropy",
-    run_dir: Annotated[Path | None, typer.Option(help="Run folder [default: a new one]")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run folder (by default a new one)")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --run-dir.")
     ] = False,
@@ -203,9 +203,9 @@ def train(
 def attack(
     source: Annotated[Path, typer.Argument(help="A run folder, or a saved model.")],
     data: Annotated[
-        str | None, typer.Option(help="A data set [default: the one trained on]")
+        str | None, typer.Option(help="A data set (by default the one trained on)")
     ] = None,
-    images: Annotated[int | None, typer.Option(help="Test images [default: all]")] = None,
+    images: Annotated[int | None, typer.Option(help="Test images (by default all)")] = None,
     protocol: Annotated[str, typer.Option(help="Which attacks: 'paper'.")] = "paper",
     batch_size: BatchSize = 128,
     device: Device = None,

@@ -175,7 +175,7 @@ def test_missing_option_is_named(house):
     ("solver", "error", "message"),
     [
         ("swep", UnknownNameError, "no solver named 'swep'; did you mean 'sweep'"),
-        ({"name": "sweep", "tolerence": 1}, InvalidOptionError, "did you mean 'tolerance'"),
+        ({"name": "sweep", "toleranze": 1}, InvalidOptionError, "did you mean 'tolerance'"),
         ("strict_sweep", InvalidOptionError, "needs the option 'tolerance'"),
         ({"tolerance": 1}, InvalidOptionError, "a solver is given as a name, a dict with"),
         ({"name": "sweep", "kind": "head"}, InvalidOptionError, "a head was given where a solver"),
@@ -463,8 +463,8 @@ def test_listing_takes_patterns(house):
     assert stabnet.list_models() == ["deq", "ham", "lyadeq", "toy"]
     assert stabnet.list_models("DEQ") == []
     assert [e.name for e in stabnet.entries("*sweep", kind="solver")] == ["strict_sweep", "sweep"]
-    with pytest.raises(UnknownNameError, match="no kind 'modle'; did you mean 'model'"):
-        stabnet.entries(kind="modle")
+    with pytest.raises(UnknownNameError, match="no kind 'modl'; did you mean 'model'"):
+        stabnet.entries(kind="modl")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,8 +44,8 @@ BAD = {
     ),
     "hook-raises": (hook("registrar.model('half', 'a:b')", "1 / 0"), "ZeroDivisionError"),
     "unknown-kind": (
-        hook("registrar.model('half', 'a:b')", "registrar.register('potentail', 'v', 'a:b')"),
-        "'potentail'; did you mean 'potential'",
+        hook("registrar.model('half', 'a:b')", "registrar.register('potenzial', 'v', 'a:b')"),
+        "'potenzial'; did you mean 'potential'",
     ),
     "unknown-method": (hook("registrar.layer('half', 'a:b')"), "layer"),
     "bad-target": (

@@ -74,8 +74,8 @@ def test_bad_registration_of_a_script_is_refused_at_once(bare, name, options, me
 
 
 def test_unknown_kind_in_a_script_is_refused(bare):
-    with pytest.raises(PluginError, match="'potentail'; did you mean 'potential'"):
-        stabnet.register("potentail", "mine")(lambda: None)
+    with pytest.raises(PluginError, match="'potenzial'; did you mean 'potential'"):
+        stabnet.register("potenzial", "mine")(lambda: None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

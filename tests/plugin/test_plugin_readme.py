@@ -1,0 +1,78 @@
+"""What the README shows is run as it stands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FILES = {
+    text.partition("\n")[0].removeprefix("# "): text
+    for language, text in BLOCKS
+    if language in ("python", "toml") and text.startswith("# ")
+}
+EXAMPLES = [
+    text for language, text in BLOCKS if language == "python" and text not in FILES.values()
+]
+
+
+def test_plugin_of_the_readme_works_as_an_installed_distribution(site):
+    assert set(FILES) == {"stabnet_bowl/__init__.py", "stabnet_bowl/bowl.py", "pyproject.toml"}
+    project = tomllib.loads(FILES["pyproject.toml"])["project"]
+    (site.path / "stabnet_bowl").mkdir()
+    for name in ("stabnet_bowl/__init__.py", "stabnet_bowl/bowl.py"):
+        (site.path / name).write_text(FILES[name])
+    assert project["entry-points"] == {"stabnet": {"bowl": "stabnet_bowl"}}
+    site.add(project["name"], None)
+    done = site.python(
+        """
+        import sys
+        import stabnet
+        print(stabnet.info("bowl").entry.provider, [r.status for r in stabnet.plugins()][-1])
+        V = stabnet.build("bowl", kind="potential", state_shape=[2], depth=2.0)
+        import torch
+        value, gradient = V.value_and_gradient(torch.tensor([[1.0, 2.0]]))
+        print(value.tolist(), gradient.tolist())
+        """,
+        STABNET_STRICT="1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["stabnet-bowl 1.0 loaded", "[10.0] [[4.0, 8.0]]"]
+
+
+def test_listing_a_plugin_of_the_readme_does_not_import_torch(site):
+    (site.path / "stabnet_bowl").mkdir()
+    (site.path / "stabnet_bowl/__init__.py").write_text(FILES["stabnet_bowl/__init__.py"])
+    site.add("stabnet-bowl", None)
+    done = site.python(
+        "import stabnet, sys; stabnet.entries(); print('torch' in sys.modules)", STABNET_STRICT="1"
+    )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_examples_of_the_readme_run(site):
+    assert len(EXAMPLES) == 2
+    code = (
+        f"import os; os.chdir({str(site.path)!r})\n"
+        + EXAMPLES[0]
+        + (
+            "assert logits.shape == (2, 10)\n"
+            "assert again is not model and again.config == model.config\n"
+            "assert torch.equal(again.eval()(x), model.eval()(x))\n"
+        )
+    )
+    code += EXAMPLES[1] + "assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)\n"
+    done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert "@" in done.stdout
+
+
+def test_readme_has_the_two_commands_once_each():
+    commands = [text.strip() for language, text in BLOCKS if language == "sh"]
+    assert commands == [
+        'pip install ".[attacks]" && stabnet train lyadeq',
+        'pip install -e ".[dev]" && pytest',
+    ]
