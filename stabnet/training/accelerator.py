@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 
 from ..errors import InvalidOptionError
 
@@ -77,7 +77,7 @@ def _device(device: str | torch.device | None) -> torch.device | None:
 @contextmanager
 def _chosen(device: torch.device | None) -> Iterator[None]:
     """Have accelerate pick a device, unless a launcher has given this process its own."""
-    if device is None or PartialState._shared_state or "LOCAL_RANK" in os.environ:
+    if device is None or "LOCAL_RANK" in os.environ:
         yield
         return
     before = os.environ.get(_DEVICE_VARIABLE)

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 
 from ..errors import InvalidOptionError
@@ -143,6 +143,10 @@ class Engine:
             if (regular or self._accelerator.num_processes == 1) and self.late:
                 break
         metrics = means.across(self._accelerator).read(where)
+        if self._accelerator.num_processes > 1:
+            # Each process has its own batch-norm statistics after the last step; the first's count.
+            for buffer in self._module.buffers():
+                buffer.copy_(broadcast(buffer.clone()))
         return metrics, done == self._steps
 
     def state(self) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class Engine:
             "module": module_state(self._module),
             "optimizer": self._optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "random": gather_object([get_random_state()]),
+            "random": gather_object([get_random_state(self._accelerator.device)]),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -166,7 +170,8 @@ class Engine:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
-        set_random_state(state["random"][self._accelerator.process_index])
+        random = state["random"][self._accelerator.process_index]
+        set_random_state(random, self._accelerator.device)
 
 
 def _order_seed(seed: int, epoch: int) -> int:

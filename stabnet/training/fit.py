@@ -119,8 +119,8 @@ def fit(
     )
     module: Objective = build(objective, kind="objective")
     check_match(model, module, data.dataset)
-    with random_state_restored(), modes_restored(model, module):
-        accelerator = make_accelerator(device, mixed_precision)
+    accelerator = make_accelerator(device, mixed_precision)
+    with random_state_restored(accelerator.device), modes_restored(model, module):
         loaders = _loaders(data, batch_size)
         config = _config(model, module, data, loaders, options, accelerator)
         folder = RunFolder(Path(run_dir))
@@ -134,9 +134,7 @@ def fit(
             )
             training.begin(resuming)
             training.run(epochs)
-            result = training.finish(epochs)
-        accelerator.free_memory()
-    return result
+            return training.finish(epochs)
 
 
 @final

@@ -81,6 +81,8 @@ class Means:
         if accelerator.num_processes == 1:
             return self
         names = sorted(set(gather_object(list(self._sums))))
+        if not names:
+            return self
         zero = torch.zeros((), dtype=self._dtype, device=self._device)
         sums = torch.stack([self._sums.get(n, zero) for n in names])
         counts = torch.tensor(

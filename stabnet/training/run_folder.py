@@ -14,6 +14,7 @@ from torch import nn
 
 from ..checkpoint import save
 from ..errors import CheckpointError, InvalidOptionError, UndescribedPartError
+from .evaluation import modes_restored
 from .files import replacing, write_text
 
 __all__ = ["RunFolder"]
@@ -122,18 +123,20 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in plain))
 
     def write_weights(self, model: nn.Module) -> bool:
-        """Write the weights, so that :func:`stabnet.load` rebuilds the model where that can be.
+        """Write the weights, so that :func:`stabnet.load` rebuilds the model, in eval mode.
 
         Returns:
             Whether it can; if not, the file is a bare state dict.
         """
-        try:
-            save(model, self.weights)
-        except UndescribedPartError:
-            with replacing(self.weights) as temporary:
-                save_model(model, str(temporary))
-            return False
-        return True
+        with modes_restored(model):
+            model.eval()
+            try:
+                save(model, self.weights)
+            except UndescribedPartError:
+                with replacing(self.weights) as temporary:
+                    save_model(model, str(temporary))
+                return False
+            return True
 
 
 def _compared(config: Any) -> Any:

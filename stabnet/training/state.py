@@ -39,36 +39,41 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def get_random_state() -> dict[str, Any]:
-    """Return the states of all global generators, as plain data and tensors."""
+def get_random_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of the global generators, as plain data and tensors.
+
+    Args:
+        device: the one CUDA device, if it is one, whose generator is meant; asking all of them
+            would occupy memory on all.
+    """
     numpy = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
         "numpy": {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}},
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put the states of all global generators back."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what :func:`get_random_state` returned."""
     numpy = state["numpy"]
     key = np.array(numpy["state"]["key"], dtype=np.uint32)
     random.setstate(state["python"])
     np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})
     torch.set_rng_state(state["torch"])
-    for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda, device)
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextmanager
-def random_state_restored() -> Iterator[None]:
+def random_state_restored(device: torch.device) -> Iterator[None]:
     """Leave the caller's generators as they were before the block."""
-    state = get_random_state()
+    state = get_random_state(device)
     try:
         yield
     finally:
-        set_random_state(state)
+        set_random_state(state, device)
 
 
 def copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import stabnet
 from stabnet.training.files import replacing, write_text
 from stabnet.training.state import get_random_state, read_state, set_random_state, write_state
 
+CPU = torch.device("cpu")
+
 
 def draws():
     return [random.random(), random.gauss(0, 1), *np.random.randn(3), *torch.rand(3).tolist()]
@@ -48,9 +50,9 @@ def test_random_states_survive_the_checkpoint(tmp_path):
     np.random.seed(0)
     random.seed(0)
     draws()  # leaves a spare gaussian in the generators of python and numpy
-    write_state(tmp_path / "state.pt", {"random": get_random_state()})
+    write_state(tmp_path / "state.pt", {"random": get_random_state(CPU)})
     expected = draws()
-    set_random_state(read_state(tmp_path / "state.pt")["random"])
+    set_random_state(read_state(tmp_path / "state.pt")["random"], CPU)
     assert draws() == expected
 
 

@@ -26,7 +26,8 @@ from stabnet.training import NonFiniteLossError, evaluate, fit
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread_and_no_plot(monkeypatch):
+    monkeypatch.setattr(sys.modules["stabnet.training.fit"], "save_figure", lambda *_: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -121,6 +122,8 @@ def test_the_run_folder_is_complete_and_nothing_half_written_is_left(uninterrupt
 def test_the_saved_weights_rebuild_the_best_model(uninterrupted):
     loaded = stabnet.load(uninterrupted.weights)
     assert_same_weights(loaded, uninterrupted.model)
+    assert not loaded.training
+    assert uninterrupted.model.training
 
 
 def test_the_report_tells_accuracy_data_solves_and_guarantees(uninterrupted):
