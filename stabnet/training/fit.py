@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import accelerate
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .. import __version__
 from ..errors import InvalidOptionError
 from ..interfaces import Objective
 from ..plots import save_figure, training_curves
-from ..plugin import CONFIG_ATTRIBUTE, build
+from ..plugin import build
 from .accelerator import Precision, make_accelerator
+from .description import describe_run, load_splits
 from .engine import Engine
 from .evaluation import evaluate, modes_restored
 from .files import write_text
@@ -121,8 +118,8 @@ def fit(
     check_match(model, module, data.dataset)
     accelerator = make_accelerator(device, mixed_precision)
     with random_state_restored(accelerator.device), modes_restored(model, module):
-        loaders = _loaders(data, batch_size)
-        config = _config(model, module, data, loaders, options, accelerator)
+        loaders = load_splits(data, batch_size)
+        config = describe_run(model, module, data, loaders, options, accelerator)
         folder = RunFolder(Path(run_dir))
         resuming = folder.check(config, resume)
         accelerator.wait_for_everyone()
@@ -242,67 +239,6 @@ class _Training:
             f"epoch {record['epoch']}: {summary(record, 'train_')}"
             f" | validation {summary(record, 'validation_')}"
         )
-
-
-def _loaders(data: TrainingData, batch_size: int) -> dict[str, Batches]:
-    """Return the loaders of all three splits; only training is shuffled and augmented."""
-    loaders: dict[str, Batches] = {
-        split: data.loader(
-            split, batch_size=batch_size, shuffle=split == "train", augment=split == "train"
-        )
-        for split in ("train", "validation", "test")
-    }
-    for split, loader in loaders.items():
-        if len(loader) == 0:
-            raise InvalidOptionError(
-                f"the {split} set has no batch; the best epoch is chosen on the validation set, "
-                "so all three must have samples"
-            )
-    return loaders
-
-
-def _config(
-    model: nn.Module,
-    objective: Objective,
-    data: TrainingData,
-    loaders: Mapping[str, Batches],
-    options: Options,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Return what describes the run; all of it but ``environment`` must agree for a resume."""
-    dataset = data.dataset
-    x, y = next(iter(loaders["validation"]))
-    seen = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
-    return {
-        "model": _described(model),
-        "objective": _described(objective),
-        "training": {**options.to_dict(), "processes": accelerator.num_processes},
-        "data": {
-            "name": dataset.name,
-            "task": dataset.task,
-            "in_shape": list(dataset.in_shape),
-            "num_outputs": dataset.num_outputs,
-            "sizes": {split: _size(loader) for split, loader in loaders.items()},
-            "first_validation_batch": seen[:16],
-        },
-        "environment": {
-            "stabnet": __version__,
-            "torch": torch.__version__,
-            "accelerate": accelerate.__version__,
-            "python": platform.python_version(),
-            "device": str(accelerator.device),
-        },
-    }
-
-
-def _size(loader: Batches) -> int:
-    samples: Any = loader.dataset
-    return len(samples)
-
-
-def _described(module: nn.Module) -> dict[str, Any]:
-    config: dict[str, Any] | None = getattr(module, CONFIG_ATTRIBUTE, None)
-    return config or {"class": f"{type(module).__module__}.{type(module).__qualname__}"}
 
 
 def _write_events(folder: Path, record: Mapping[str, float]) -> None:

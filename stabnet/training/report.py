@@ -90,16 +90,29 @@ def _evaluation(result: FitResult) -> str:
 
 def _solves(result: FitResult) -> str:
     nfe, converged = result.test.get("nfe"), result.test.get("converged")
-    lines = ["## What the dynamics did on the test set", ""]
+    lines = ["## What the dynamics did", ""]
     if nfe is None and converged is None:
         return "\n".join([*lines, "Not reported: the objective logs neither nfe nor convergence."])
-    lines.append(f"- mean evaluations of the field or cell per batch (nfe): {_number(nfe)}")
+    best = next(r for r in result.history if r["epoch"] == result.best_epoch)
+    lines.append(
+        f"- mean evaluations of the field or cell per batch (nfe): {_number(nfe)} on the test "
+        f"set, {_number(best.get('train_nfe'))} in training (epoch {result.best_epoch})"
+    )
     if converged is None:
         lines.append("- share of converged samples: not reported; nothing was solved for")
-    else:
-        lines.append(f"- share of converged samples: {_percent(converged)}")
-        if converged < 1:
-            lines.append("- for the other samples the state is not an equilibrium to tolerance")
+        return "\n".join(lines)
+    training = best.get("train_converged")
+    lines.append(
+        f"- share of converged samples: {_percent(converged)} on the test set, "
+        f"{_percent(training)} in training (epoch {result.best_epoch})"
+    )
+    if converged < 1:
+        lines.append("- for the other test samples the state is no equilibrium to tolerance")
+    if training is not None and training < 1:
+        lines.append(
+            "- **for the other training samples the solve missed its tolerance**, and with it the "
+            "implicit gradient that assumes an equilibrium is inexact"
+        )
     return "\n".join(lines)
 
 

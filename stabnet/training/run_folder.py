@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from safetensors.torch import save_model
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from ..checkpoint import save
 from ..errors import CheckpointError, InvalidOptionError, UndescribedPartError
@@ -133,8 +133,10 @@ class RunFolder:
             try:
                 save(model, self.weights)
             except UndescribedPartError:
+                # Copies: tensors that share a storage, or are part of one, are refused.
+                tensors = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
                 with replacing(self.weights) as temporary:
-                    save_model(model, str(temporary))
+                    save_file({n: t.contiguous().clone() for n, t in tensors.items()}, temporary)
                 return False
             return True
 

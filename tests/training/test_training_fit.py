@@ -130,7 +130,7 @@ def test_the_report_tells_accuracy_data_solves_and_guarantees(uninterrupted):
     report = uninterrupted.report.read_text()
     assert f"Test accuracy **{100 * uninterrupted.test['accuracy']:.2f} %**" in report
     assert "44 train, 20 validation, 21 test" in report
-    assert "mean evaluations of the field or cell per batch (nfe): 7" in report
+    assert "mean evaluations of the field or cell per batch (nfe): 7 on the test set" in report
     assert "share of converged samples" in report
     assert "conditional" in report
     assert "cut short" not in report
@@ -295,12 +295,18 @@ def test_an_undescribed_model_is_trained_and_the_report_says_so(tmp_path):
         def forward(self, model, x, y):
             return nn.functional.cross_entropy(model(x), y), {}
 
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
+    def plain():
+        """Build a model whose layers share a weight that is part of a larger storage."""
+        first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+        first.weight = second.weight = nn.Parameter(torch.randn(6, 8)[:, :6])
+        return nn.Sequential(nn.Flatten(), first, nn.Tanh(), second, nn.Linear(6, 3))
+
+    model = plain()
     result = train(tmp_path / "run", model, objective=Plain(), epochs=1)
     assert "bare state dict" in result.report.read_text()
     assert "The model states none" in result.report.read_text()
     assert "accuracy" in result.test
-    other = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
+    other = plain()
     stabnet.load_weights(other, result.weights)
     assert_same_weights(other, model)
 
