@@ -1,0 +1,169 @@
+"""Explicit Runge–Kutta methods with steps of fixed size: euler, midpoint, rk4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stabnet.interfaces import Features, Integrator, RightHandSide, Trajectory
+
+from .._checks import positive
+from ._times import checked_times, rounding
+
+__all__ = ["ButcherTableau", "RungeKutta", "euler", "midpoint", "rk4"]
+
+
+@dataclass(frozen=True)
+class ButcherTableau:
+    r"""An explicit Runge–Kutta method.
+
+    .. math::
+        k_i = F\Big(t + c_i h,\; z + h \sum_{j<i} a_{ij} k_j\Big), \qquad
+        z^+ = z + h \sum_i b_i k_i, \qquad c_i = \sum_j a_{ij}
+
+    Attributes:
+        a: one row of coefficients per stage after the first.
+        b: one weight per stage.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+EULER = ButcherTableau(a=(), b=(1.0,))
+MIDPOINT = ButcherTableau(a=((1 / 2,),), b=(0.0, 1.0))
+RK4 = ButcherTableau(a=((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+def euler(step_size: float = 0.1) -> RungeKutta:
+    """Return Euler's method, of order 1: one evaluation a step.
+
+    Args:
+        step_size: the longest step.
+    """
+    return RungeKutta(EULER, step_size)
+
+
+def midpoint(step_size: float = 0.1) -> RungeKutta:
+    """Return the explicit midpoint method, of order 2: two evaluations a step.
+
+    Args:
+        step_size: the longest step.
+
+    References:
+        Runge 1895.
+    """
+    return RungeKutta(MIDPOINT, step_size)
+
+
+def rk4(step_size: float = 0.1) -> RungeKutta:
+    """Return the classical Runge–Kutta method, of order 4: four evaluations a step.
+
+    Args:
+        step_size: the longest step.
+
+    References:
+        Kutta 1901.
+    """
+    return RungeKutta(RK4, step_size)
+
+
+@final
+class RungeKutta(Integrator):
+    """An explicit Runge–Kutta method with steps of fixed size.
+
+    Each interval between two times is cut into the smallest number of equal steps that are not
+    longer than ``step_size``. With times given as numbers there is no host synchronization, and
+    the method compiles and works under ``torch.func``. Times given as a tensor are read once, and
+    gradients flow to them.
+
+    Args:
+        tableau: the method.
+        step_size: the longest step, positive.
+
+    Raises:
+        InvalidOptionError: if ``step_size`` is not positive and finite.
+    """
+
+    def __init__(self, tableau: ButcherTableau, step_size: float) -> None:
+        super().__init__()
+        self.tableau = tableau
+        self.step_size = positive("step_size", step_size)
+
+    def forward(
+        self,
+        vector_field: RightHandSide,
+        z0: Float[Tensor, "batch ..."],
+        times: Sequence[float] | Float[Tensor, " times"],
+        u: Features = None,
+    ) -> Trajectory:
+        """Integrate from ``times[0]`` through all later times.
+
+        Args:
+            vector_field: the right-hand side ``F(t, z, u)``.
+            z0: state at ``times[0]``.
+            times: at least two finite, strictly monotone times; decreasing ones integrate
+                backward.
+            u: features, handed to every evaluation.
+
+        Returns:
+            The states at all ``times`` and the number of evaluations.
+
+        Raises:
+            InvalidInputError: if ``times`` are not as described.
+        """
+        values = checked_times(times)
+        knots = times if isinstance(times, Tensor) else values
+        eps = rounding(times)
+        z = z0
+        states = [z0]
+        steps = 0
+        for i, (start, end) in enumerate(pairwise(values)):
+            n = self._steps(start, end, eps)
+            h = (knots[i + 1] - knots[i]) / n
+            for k in range(n):
+                z = self._step(vector_field, knots[i] + k * h, z, h, u)
+            states.append(z)
+            steps += n
+        return Trajectory(torch.stack(states), nfe=steps * len(self.tableau.b))
+
+    def _steps(self, start: float, end: float, eps: float) -> int:
+        """Return the number of steps from ``start`` to ``end``.
+
+        The length of the interval is known up to the rounding of its ends, which is forgiven: from
+        0.3 to 0.4 is one step of 0.1, although it computes as a little more.
+        """
+        slack = 2 * eps * max(abs(start), abs(end))
+        return max(1, math.ceil((abs(end - start) - slack) / self.step_size))
+
+    def _step(
+        self,
+        vector_field: RightHandSide,
+        t: float | Tensor,
+        z: Float[Tensor, "batch ..."],
+        h: float | Tensor,
+        u: Features,
+    ) -> Float[Tensor, "batch ..."]:
+        """Take one step of size ``h`` from ``z`` at ``t``."""
+        slopes = [vector_field(t, z, u)]
+        for row in self.tableau.a:
+            stage = _combined(z, h, row, slopes)
+            slopes.append(vector_field(t + sum(row) * h, stage, u))
+        return _combined(z, h, self.tableau.b, slopes)
+
+
+def _combined(
+    z: Tensor, h: float | Tensor, weights: tuple[float, ...], slopes: list[Tensor]
+) -> Tensor:
+    """Return ``z + h Σ wᵢ kᵢ``, leaving out slopes of weight zero."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            z = z + (h * weight) * slope
+    return z
