@@ -161,8 +161,8 @@ class Plugins:
 class _Manager(pluggy.PluginManager):
     """A plugin manager that reads no attribute a plugin supplies lazily.
 
-    pluggy looks at everything that ``dir`` names, which would import torch through a module's
-    ``__getattr__``.
+    Older releases of pluggy look at everything that ``dir`` names, which would import torch through
+    the ``__getattr__`` of a module.
     """
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
