@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import final
 
 import torch
 import torch.utils._pytree as pytree
@@ -125,12 +126,9 @@ class AdaptiveRungeKutta(Integrator):
         values = checked_times(times)
         direction = 1.0 if values[0] < values[-1] else -1.0
         s = direction * torch.as_tensor(times, dtype=torch.float64, device=z0.device)
-        field: RightHandSide = vector_field
-        extra: dict[str, Any] = {}
+        field, leaves = vector_field, None
         if self.adjoint:
             field, u, leaves = _aliased(vector_field, z0.device.type, u)
-            extra = {"adjoint_params": leaves}
-        solve = torchdiffeq.odeint_adjoint if self.adjoint else torchdiffeq.odeint
         nfe = 0
 
         def reparametrized(s: Tensor, z: Tensor) -> Tensor:
@@ -140,42 +138,43 @@ class AdaptiveRungeKutta(Integrator):
             nfe += 1
             return direction * field(direction * s, z, u).to(z.dtype)
 
-        options = {
-            "norm": _largest_rms,
-            "step_t": s.detach(),
-            "max_num_steps": self.max_steps,
-        }
-        try:
-            states = solve(
-                reparametrized,
-                z0,
-                s,
-                rtol=self.rtol,
-                atol=self.atol,
-                method=self.method,
-                options=options,
-                **extra,
-            )
-        except AssertionError as error:
-            raise self._failure(error, values) from error
+        states = self._solve(reparametrized, z0, s, leaves)
         return Trajectory(states, nfe)
 
-    def _failure(self, error: AssertionError, values: list[float]) -> Exception:
-        """Return what to raise for an assertion of torchdiffeq, or the error itself."""
-        reasons = {
-            "underflow in dt": "the step size underflows",
-            "non-finite values": "the state turns non-finite",
-            "max_num_steps": f"{self.max_steps} steps do not suffice",
-        }
-        reason = next((r for key, r in reasons.items() if str(error).startswith(key)), None)
-        if reason is None:
-            return error
-        return stabnet.ConvergenceError(
-            f"{self.method} gave up between the times {values[0]:g} and {values[-1]:g} with "
-            f"rtol={self.rtol:g}, atol={self.atol:g}: {reason}. The field is stiff or unbounded "
-            "there, or not finite: check it, loosen the tolerances (float32 does not reach below "
-            "about 1e-6), raise max_steps, or take a fixed-step method such as rk4"
-        )
+    def _solve(
+        self,
+        f: Callable[[Tensor, Tensor], Tensor],
+        z0: Float[Tensor, "batch ..."],
+        s: Float[Tensor, " times"],
+        leaves: tuple[Tensor, ...] | None,
+    ) -> Float[Tensor, "times batch ..."]:
+        """Solve for increasing times; with the adjoint method, if its ``leaves`` are given."""
+        solve = torchdiffeq.odeint
+        if leaves is not None:
+            solve = partial(torchdiffeq.odeint_adjoint, adjoint_params=leaves)
+        options = {"norm": _largest_rms, "step_t": s.detach(), "max_num_steps": self.max_steps}
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        try:
+            states: Tensor = solve(f, z0, s, method=self.method, options=options, **tolerances)
+        except AssertionError as error:
+            reason = next((r for m, r in _FAILURES.items() if str(error).startswith(m)), None)
+            if reason is None:
+                raise
+            raise stabnet.ConvergenceError(
+                f"{self.method} gave up with rtol={self.rtol:g}, atol={self.atol:g}, "
+                f"max_steps={self.max_steps}: {reason}. The field is stiff or unbounded, or not "
+                "finite: check it, loosen the tolerances (float32 does not reach below about "
+                "1e-6), raise max_steps, or take a fixed-step method such as rk4"
+            ) from error
+        return states
+
+
+_FAILURES = {
+    "underflow in dt": "the step size underflows",
+    "non-finite values": "the state turns non-finite",
+    "max_num_steps": "that many steps do not suffice",
+}
+"""What it means that an assertion of torchdiffeq with such a message fails."""
 
 
 @torch.no_grad()
