@@ -1,7 +1,7 @@
 """The command line: every command prints what a function returns that anyone can import.
 
 The functions are :func:`stabnet.entries`, :func:`stabnet.info`, :func:`stabnet.plugins`,
-:func:`stabnet.testing.check_entries`, and the two of :mod:`stabnet.commands`. Nothing here imports
+:func:`stabnet.testing.check_entry`, and the two of :mod:`stabnet.commands`. Nothing here imports
 torch before a command needs it.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ import stabnet
 
 from .commands import attack_file, train_by_name
 from .errors import InvalidOptionError, StabnetError, UnknownNameError
+from .plugin import Entry
 
 __all__ = ["app", "main"]
 
@@ -72,6 +74,13 @@ def _assignments(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def _matching(pattern: str, kind: str | None) -> tuple[Entry, ...]:
+    found = stabnet.entries(pattern, kind=kind)
+    if not found:
+        raise UnknownNameError(f"no registered name matches {pattern!r}; `stabnet list` shows all")
+    return found
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(stabnet.__version__)
@@ -101,11 +110,8 @@ def list_entries(
     kind: Kind = None,
 ) -> None:
     """List the registered names."""
-    found = stabnet.entries(pattern, kind=kind)
-    if not found:
-        raise UnknownNameError(f"no registered name matches {pattern!r}; `stabnet list` shows all")
     table = _table("kind", "name", "from", "summary")
-    for entry in found:
+    for entry in _matching(pattern, kind):
         table.add_row(entry.kind, entry.name, str(entry.provider), entry.summary)
     _console().print(table)
 
@@ -151,6 +157,30 @@ def plugins(
                 console.print(f"  {entry.kind} {entry.name}")
         if report.details:
             console.print(report.details, soft_wrap=True)
+
+
+@app.command()
+def check(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern, such as 'my_*'.")] = "*",
+    kind: Kind = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also what was skipped, and why.")
+    ] = False,
+) -> None:
+    """Check that parts keep the contract of their kind."""
+    console = _console()
+    failed = 0
+    for entry in _matching(pattern, kind):
+        results = stabnet.testing.check_entry(entry)
+        counts = Counter(result.status for result in results)
+        failed += counts["failed"]
+        verdict = ", ".join(f"{n} {status}" for status, n in counts.items())
+        console.print(f"{entry.kind} {entry.name}: {verdict}")
+        for result in results:
+            if result.status == "failed" or (verbose and result.status == "skipped"):
+                console.print(f"  {result.status} {result.check}: {result.message}", soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -101,7 +101,7 @@ def bracketed():
     registry = stabnet.plugin.build.__globals__["_PLUGINS"].registry
     before = dict(registry._entries)
     summary = "needs stabnet[attacks], images in [0, 1]"
-    stabnet.register.solver("bracketed", summary=summary)(lambda *, tolerance=1e-3: None)
+    stabnet.register.solver("bracketed", summary=summary, example={})(lambda *, tolerance=1: None)
     yield
     registry._entries = before
 
@@ -150,6 +150,28 @@ def test_plugins_verbose_shows_names_and_the_traceback_of_a_failure(tmp_path):
     strict = shell("list", **{**environment, "STABNET_STRICT": "1"})
     assert (strict.returncode, strict.stdout) == (1, "")
     assert strict.stderr.startswith("error: plugin 'broken' of broken-dist 2.0 failed to load")
+
+
+# check
+
+
+def test_check_passes_for_a_part_that_keeps_its_contract(run):
+    status, out, err = run("check", "euler", "--verbose")
+    assert (status, err) == (0, "")
+    assert out.startswith("integrator euler: ")
+    assert "passed" in out
+    assert "failed" not in out
+
+
+def test_check_fails_for_a_part_that_does_not(run, bracketed):
+    status, out, _ = run("check", "bracketed", "--kind", "solver")
+    assert status == 1
+    assert re.search(r"^solver bracketed: .*\d failed", out)
+    assert "  failed check_" in out
+
+
+def test_check_refuses_to_check_nothing(run):
+    check_refused(run("check", "nothing-like-it"), "no registered name matches")
 
 
 # train, attack

@@ -7,7 +7,8 @@ errors          nothing
 interfaces      errors
 bounds          errors
 plugin          errors, interfaces
-the assembly    errors, interfaces, bounds, plugin, the assembly
+files           errors
+the assembly    errors, interfaces, bounds, plugin, files, the assembly
 a service       all of these, the package itself, and the public names of other services
 commands        errors, plugin, services and the package itself
 cli             these, and commands
@@ -34,7 +35,7 @@ CORE = ROOT / "stabnet"
 PLUGINS = ROOT / "plugins"
 
 GROUND = {"errors", "interfaces", "bounds"}
-ASSEMBLY = {"checks", "dynamics", "implicit", "model", "checkpoint"}
+ASSEMBLY = {"checks", "files", "dynamics", "implicit", "model", "checkpoint"}
 SERVICES = {"data", "training", "robustness", "certify", "plots", "testing"}
 PACKAGE = "stabnet"
 
@@ -43,8 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": {"errors"},
     "bounds": {"errors"},
     "plugin": {"errors", "interfaces"},
-    **dict.fromkeys(ASSEMBLY, GROUND | {"plugin"} | ASSEMBLY),
-    **dict.fromkeys(SERVICES, GROUND | {"plugin", PACKAGE} | ASSEMBLY | SERVICES),
+    "files": {"errors"},
+    **dict.fromkeys(ASSEMBLY, GROUND | {"plugin", "files"} | ASSEMBLY),
+    **dict.fromkeys(SERVICES, GROUND | {"plugin", "files", PACKAGE} | ASSEMBLY | SERVICES),
     "commands": {"errors", "plugin", PACKAGE} | SERVICES,
     "cli": {"errors", "plugin", "commands", PACKAGE} | SERVICES,
     "__init__": GROUND | {"plugin"} | ASSEMBLY | SERVICES,
