@@ -1,0 +1,152 @@
+"""Tiny parts of the kit's own: what objectives, attacks, integrators and solvers are tried on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..dynamics import Equilibrium, Flow
+from ..interfaces import (
+    Backbone,
+    Cell,
+    Dynamics,
+    Features,
+    FixedPointMap,
+    Integrator,
+    RightHandSide,
+    Solver,
+    SolverResult,
+    State,
+    Trajectory,
+    VectorField,
+)
+from ..model import StabilityModel
+
+__all__ = ["CLASSES", "IMAGE", "Oscillator", "contraction", "stand_in_model"]
+
+IMAGE = (1, 4, 4)
+"""Shape of the stand-in model's images."""
+
+CLASSES = 3
+_SIZE = 4
+
+
+@final
+class Oscillator(VectorField):
+    """Harmonic oscillators ``q' = p, p' = −u² q``; the state is ``(q, p)``, one after the other.
+
+    Separable, so that symplectic integrators can be tried on it too.
+    """
+
+    state_shape, feature_shape = (_SIZE,), (_SIZE // 2,)
+
+    def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
+        """Return ``(p, −u² q)``."""
+        q, p = z.chunk(2, -1)
+        return torch.cat([self.velocity(t, p, u), self.force(t, q, u)], -1)
+
+    def velocity(self, t: float | Tensor, p: Tensor, u: Features = None) -> Tensor:
+        """Return ``p``."""
+        return p
+
+    def force(self, t: float | Tensor, q: Tensor, u: Features = None) -> Tensor:
+        """Return ``−u² q``."""
+        assert isinstance(u, Tensor)
+        return -(u**2) * q
+
+    def exact(self, t: float, z: Float[Tensor, "batch 4"], u: Float[Tensor, "batch 2"]) -> Tensor:
+        """Return the state a time ``t`` after ``z``."""
+        q, p = z.chunk(2, -1)
+        cosine, sine = (u * t).cos(), (u * t).sin()
+        return torch.cat([cosine * q + sine * p / u, cosine * p - sine * u * q], -1)
+
+
+def contraction(size: int, like: Tensor) -> Float[Tensor, "size size"]:
+    """Return a fixed matrix ``A`` with ``‖A‖₂ = 1/2``, neither symmetric nor normal."""
+    entries = torch.randn(size, size, generator=torch.Generator().manual_seed(7)).double()
+    norm: Tensor = torch.linalg.matrix_norm(entries, 2)
+    return (entries / (2 * norm)).to(like)
+
+
+@final
+class _Backbone(Backbone):
+    in_shape, out_shape = IMAGE, (_SIZE,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, _SIZE)
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        return torch.tanh(self.linear(x.flatten(1)))
+
+
+@final
+class _Cell(Cell):
+    state_shape, feature_shape = (_SIZE,), (_SIZE,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(contraction(_SIZE, torch.zeros(())))
+
+    def forward(self, z: State, u: Features = None) -> Tensor:
+        assert isinstance(z, Tensor)
+        assert isinstance(u, Tensor)
+        return torch.tanh(z @ self.weight.T + u)
+
+
+@final
+class _Field(VectorField):
+    state_shape, feature_shape = (_SIZE,), (_SIZE,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = _Cell()
+
+    def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
+        assert isinstance(u, Tensor)
+        image: Tensor = self.cell(z, u if z.ndim == 2 else u.unsqueeze(1))
+        return image - z
+
+
+@final
+class _Picard(Solver):
+    def forward(
+        self, f: FixedPointMap, z0: Float[Tensor, "batch n"], u: Features = None
+    ) -> SolverResult:
+        z = z0
+        for _ in range(50):
+            z = f(z, u)
+        difference = torch.linalg.vector_norm(f(z, u) - z, dim=-1)
+        return SolverResult(z, difference, difference < 1e-4, 51)
+
+
+@final
+class _Euler(Integrator):
+    def forward(
+        self,
+        vector_field: RightHandSide,
+        z0: Float[Tensor, "batch ..."],
+        times: object,
+        u: Features = None,
+    ) -> Trajectory:
+        points = torch.as_tensor(times, dtype=torch.float64).tolist()
+        states, nfe = [z0], 0
+        for start, end in pairwise(points):
+            h, z = (end - start) / 4, states[-1]
+            for k in range(4):
+                z = z + h * vector_field(start + k * h, z, u)
+            states.append(z)
+            nfe += 4
+        return Trajectory(torch.stack(states), nfe)
+
+
+def stand_in_model(dynamics: Literal["any", "flow", "equilibrium"] = "any") -> StabilityModel:
+    """Return a tiny classifier of images ``(1, 4, 4)``; an equilibrium unless a flow is wanted."""
+    inner: Dynamics = (
+        Flow(_Field(), _Euler()) if dynamics == "flow" else Equilibrium(_Cell(), _Picard())
+    )
+    return StabilityModel(IMAGE, CLASSES, _Backbone(), inner, nn.Linear(_SIZE, CLASSES))
