@@ -25,8 +25,8 @@ potential       ``state_shape``; called with a :class:`~stabnet.interfaces.Conte
 block           ``state_shape``; called with features of its attribute ``feature_shape`` or, where
                 it has none, of the state's shape
 head            ``in_features``, ``num_outputs``
-integrator      its options; called on oscillators ``q' = p, p' = −u² q`` from time 0 to 1 and back,
-                with the state ``(q, p)``. A relative error of 1/4 is allowed.
+integrator      its options; called on oscillators ``q' = p, p' = −u² q`` from time 0 to 1/2 and
+                back, with the state ``(q, p)``. A relative error of 1/4 is allowed.
 solver          its options, with a tolerance of 1e-9 or less; called on affine contractions by 1/2
 objective       its options; called with a tiny model of the dynamics that it declares
 attack          its options, few steps; called on a tiny classifier and images (1, 4, 4)

@@ -111,7 +111,8 @@ def _compare(function: Callable[..., Tensor], at: Sequence[Tensor]) -> str | Non
 
     def projected(c: Tensor) -> Tensor:
         moved = (t + torch.tensordot(c, d, 1) for t, d in zip(at, directions, strict=True))
-        return weights @ function(*moved)
+        out: Tensor = weights @ function(*moved)
+        return out
 
     scale = float(jacobian(projected, origin).abs().max()) or 1.0
     try:
@@ -127,4 +128,5 @@ def _directions(tensor: Tensor, generator: torch.Generator) -> Float[Tensor, "k 
     """Return random directions of length one."""
     drawn = torch.randn(_DIRECTIONS, *tensor.shape, generator=generator, dtype=torch.float64)
     lengths = drawn.reshape(_DIRECTIONS, -1).norm(dim=1).clamp_min(1e-12)
-    return drawn / lengths.view(-1, *[1] * tensor.ndim)
+    directions: Tensor = drawn / lengths.view(-1, *[1] * tensor.ndim)
+    return directions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from ...model import StabilityModel
 from ...plugin import Entry, build
@@ -55,8 +56,8 @@ def _optimizer(entry: Entry, model: StabilityModel) -> torch.optim.Optimizer:
 def _step(model: StabilityModel, optimizer: torch.optim.Optimizer) -> float:
     """Take one step; return the loss before it."""
     x = torch.linspace(0, 1, 96).view(6, *IMAGE)
-    loss = torch.nn.functional.cross_entropy(model(x), torch.arange(6) % CLASSES)
+    loss: Tensor = torch.nn.functional.cross_entropy(model(x), torch.arange(6) % CLASSES)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
