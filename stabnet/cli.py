@@ -187,7 +187,7 @@ def check(
 def train(
     model: Annotated[str, typer.Argument(help="A registered model, such as 'lyadeq'.")],
     data: Annotated[str, typer.Option(help="A registered data set.")] = "digits",
-    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 40,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 30,
     batch_size: BatchSize = 64,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
     backbone: Annotated[str | None, typer.Option(help="The model's backbone.")] = None,
