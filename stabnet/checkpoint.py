@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from .errors import CheckpointError, StabnetError, UndescribedPartError
+from .files import replacing
 from .plugin import CONFIG_ATTRIBUTE, build, undescribed
 
 __all__ = ["load", "load_weights", "save"]
@@ -53,23 +53,34 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
             f"the part {part} of {config['name']!r} has no registered name, so the model cannot "
             "be rebuilt from a file; register it (stabnet.register) and build it by name"
         )
-    description = json.dumps({"config": config, "training": model.training})
+    tensors, shared = _distinct(model.state_dict())
+    description = {"config": config, "training": model.training, "shared": shared}
     target = Path(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
+        with replacing(target) as temporary:
+            save_file(tensors, temporary, metadata={_KEY: json.dumps(description)})
+    except SafetensorError as error:
         raise CheckpointError(f"cannot write {target}: {error}") from error
-    os.close(handle)
-    try:
-        save_model(model, temporary, metadata={_KEY: description})
-        os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {target}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
     return target
+
+
+def _distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split a state dict into distinct tensors, and names that share one of them.
+
+    safetensors refuses tensors that share memory, whether two names of one parameter (a PReLU used
+    twice, tied weights) or a part of a larger storage (geotorch's parametrizations).
+    """
+    seen: dict[tuple[object, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        kept = seen.setdefault(key, name) if tensor.numel() else name
+        if kept == name:
+            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            shared[name] = kept
+    return tensors, shared
 
 
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Any:
@@ -91,6 +102,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     try:
         description = json.loads(metadata[_KEY])
         config, training = description["config"], description["training"]
+        shared = description["shared"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(
             f"{source} is a safetensors file, but not one that stabnet.save wrote: it describes "
@@ -107,9 +119,11 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in dtypes:
             tensor.data = tensor.data.to(dtypes[name])
+    tensors = load_file(source)
+    tensors.update({name: tensors[kept] for name, kept in shared.items()})
     try:
-        load_model(model, source, strict=True)
-    except (RuntimeError, SafetensorError) as error:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
         raise CheckpointError(
             f"the weights in {source} do not fit the {config['name']!r} model that its "
             f"description builds with {config.get('providers')}: {error}"

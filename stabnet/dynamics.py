@@ -33,11 +33,9 @@ __all__ = ["CellField", "Equilibrium", "Flow", "Stack"]
 
 def _first(u: Features) -> Tensor:
     """Return the first tensor of the features, whose batch, device and dtype a state takes on."""
-    leaves = pytree.tree_leaves(u)
-    if not leaves:
+    if u is None:
         raise InvalidInputError("a dynamics needs features to know its batch; got None")
-    leaf: Tensor = leaves[0]
-    return leaf
+    return u if isinstance(u, Tensor) else u[0]
 
 
 def _state_dtype(u: Tensor) -> torch.dtype:
@@ -269,11 +267,11 @@ def _ravel(state: State, joint: bool) -> tuple[Tensor, Callable[[Tensor], State]
 
     def unravel(z: Tensor) -> State:
         rows = z.reshape(-1, width)
-        if not isinstance(state, tuple):
-            return rows.unflatten(1, shapes[0])
-        return tuple(
-            p.unflatten(1, s) for p, s in zip(rows.split(sizes, 1), shapes, strict=True)
+        unraveled = tuple(
+            part.unflatten(1, shape)
+            for part, shape in zip(rows.split(sizes, 1), shapes, strict=True)
         )
+        return unraveled if isinstance(state, tuple) else unraveled[0]
 
     return (flat.reshape(1, -1) if joint else flat), unravel
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .interfaces import BackwardRecord, Solver
+from .interfaces import BackwardRecord, Solver, SolverResult
 
 __all__ = ["attach_implicit_gradient"]
 
@@ -79,7 +79,7 @@ class _FixedPoint(torch.autograd.Function):
         ctx.save_for_backward(output, *arguments)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         (g,) = gradients
         z, *arguments = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
@@ -90,11 +90,12 @@ class _FixedPoint(torch.autograd.Function):
             replaced = list(arguments)
             for i, argument in zip(wanted, chosen, strict=True):
                 replaced[i] = argument
-            return f(z, *replaced)
+            image: Tensor = f(z, *replaced)
+            return image
 
         result: list[Tensor | None] = [None] * len(arguments)
         if wanted:
-            _, vjp = torch.func.vjp(at_equilibrium, *(arguments[i] for i in wanted))
+            vjp = torch.func.vjp(at_equilibrium, *(arguments[i] for i in wanted))[1]
             for i, gradient in zip(wanted, vjp(w), strict=True):
                 result[i] = gradient
         return None, None, *result
@@ -104,18 +105,17 @@ def _adjoint(problem: _Problem, z: Tensor, arguments: tuple[Tensor, ...], g: Ten
     """Solve ``w = J_zᵀ w + g``, differentiably where gradients of gradients are wanted."""
     f, solver, record = problem.f, problem.solver, problem.record
     with torch.no_grad():
-        _, vjp = torch.func.vjp(lambda z: f(z, *arguments), z)
+        vjp = torch.func.vjp(lambda z: f(z, *arguments), z)[1]
         # g is what one step from zero gives, so starting there saves that step.
-        result = solver(lambda w, _: vjp(w)[0] + g, g)
+        result: SolverResult = solver(lambda w, _: vjp(w)[0] + g, g)
     record.nfe, record.residual, record.converged = result.nfe, result.residual, result.converged
+    w = result.state
     if not torch.is_grad_enabled():
-        return result.state
+        return w
 
     def adjoint(w: Tensor, z: Tensor, g: Tensor, *arguments: Tensor) -> Tensor:
-        _, vjp = torch.func.vjp(lambda z: f(z, *arguments), z)
+        vjp = torch.func.vjp(lambda z: f(z, *arguments), z)[1]
         product: Tensor = vjp(w)[0]
         return product + g
 
-    return attach_implicit_gradient(
-        adjoint, result.state, (z, g, *arguments), solver, BackwardRecord()
-    )
+    return attach_implicit_gradient(adjoint, w, (z, g, *arguments), solver, BackwardRecord())

@@ -93,9 +93,7 @@ class StabilityModel(nn.Module):
         if (mean is None) != (std is None):
             raise InvalidOptionError("give mean and std together, or neither")
         self.normalize = (
-            nn.Identity()
-            if mean is None or std is None
-            else Normalize(mean, std, self.in_shape[0])
+            nn.Identity() if mean is None or std is None else Normalize(mean, std, self.in_shape[0])
         )
         self.backbone = backbone
         self.dynamics = dynamics
@@ -171,7 +169,8 @@ class StabilityModel(nn.Module):
                 "this model was assembled by hand and has no description; "
                 "register a function that returns it and build it by name"
             )
-        return copy.deepcopy(config)  # type: ignore[no-any-return]
+        copied: dict[str, Any] = copy.deepcopy(config)
+        return copied
 
     def extra_repr(self) -> str:
         """Return shape and outputs, and the model's name where it has one."""

@@ -180,7 +180,7 @@ class _Target(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         if x.requires_grad:
-            x.register_hook(_warn_of_nan)  # type: ignore[no-untyped-call]
+            x.register_hook(_warn_of_nan)
         logits: Tensor = self.model(x)
         check_logits(logits, self._labels)
         if not logits.requires_grad:

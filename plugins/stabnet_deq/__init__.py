@@ -16,7 +16,7 @@ _LAZY = {
     "deq": ".deq",
 }
 
-__all__ = ["Anderson", "DEQCell", "Picard", "deq"]  # noqa: F822 - reached lazily
+__all__ = ["Anderson", "DEQCell", "Picard", "deq"]
 
 
 def __getattr__(name: str) -> Any:

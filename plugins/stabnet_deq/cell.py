@@ -16,8 +16,10 @@ __all__ = ["DEQCell"]
 
 @final
 class DEQCell(Cell):
-    r"""The map :math:`f(z, u) = \mathrm{BN}(\mathrm{ReLU}(u + W_2 q + b_2))` with
-    :math:`q = \mathrm{BN}(\mathrm{ReLU}(W_1 z + b_1))`.
+    r"""Two linear layers with ReLU and batch normalization, driven by the features.
+
+    .. math:: f(z, u) = \mathrm{BN}(\mathrm{ReLU}(u + W_2 q + b_2)), \qquad
+              q = \mathrm{BN}(\mathrm{ReLU}(W_1 z + b_1))
 
     Batch normalization in training mode couples the samples: the equilibrium is then the batch's.
     In evaluation mode each sample has its own.
@@ -26,8 +28,9 @@ class DEQCell(Cell):
         state_shape: ``(n,)``.
         feature_shape: the same, since features are added to the state.
         hidden: width of the inner layer; ``n`` if ``None``.
-        weight_scale: factor on PyTorch's default initialization of both weights. Below one the
-            map starts out contracting, so that the first solves converge.
+        weight_scale: factor on PyTorch's default initialization of both weights. Normalization
+            undoes the scale of the state, so the map contracts where the features outweigh
+            ``W₂ q``; at the default scale of one the first batches have no equilibrium to find.
 
     Raises:
         InvalidOptionError: for states that are not vectors, or features of another shape.
@@ -41,7 +44,7 @@ class DEQCell(Cell):
         state_shape: Sequence[int],
         feature_shape: Sequence[int],
         hidden: int | None = None,
-        weight_scale: float = 0.5,
+        weight_scale: float = 0.1,
     ) -> None:
         super().__init__()
         self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape)

@@ -11,7 +11,7 @@ from . import references
 
 _LAZY = {"OrthogonalHead": ".head"}
 
-__all__ = ["OrthogonalHead"]  # noqa: F822 - reached lazily
+__all__ = ["OrthogonalHead"]
 
 
 def __getattr__(name: str) -> Any:

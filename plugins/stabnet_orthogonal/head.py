@@ -74,6 +74,6 @@ class OrthogonalHead(nn.Module):
                 source="WWᵀ = I by parametrization; L = √(1 + ‖WWᵀ − I‖_F)",
                 status="verified",
                 assumptions=("the layer is evaluated without rounding",),
-                detail=f"L = {self.lipschitz_bound():.9f} for the weights as they stand, in float64",
+                detail=f"L = {self.lipschitz_bound():.9f} for the weights as they stand (float64)",
             )
         ]

@@ -20,7 +20,7 @@ _LAZY = {
     "smooth_relu": ".icnn",
 }
 
-__all__ = [  # noqa: F822 - reached lazily
+__all__ = [
     "ICNN",
     "PointProjection",
     "ProjectedField",

@@ -70,9 +70,8 @@ def projection(
     )
     if reading != "flow":
         return PointProjection(shape, lyapunov, reading, alpha)
-    field = stabnet.build(
-        vector_field, kind="vector_field", state_shape=shape, feature_shape=shape
-    )
+    assert vector_field is not None
+    field = stabnet.build(vector_field, kind="vector_field", state_shape=shape, feature_shape=shape)
     return ProjectionFlow(shape, field, lyapunov, alpha, time, step_size)
 
 
@@ -119,7 +118,7 @@ class PointProjection(Block):
         value, gradient = self.potential.value_and_gradient(z)
         vector = z if self.reading == "output" else torch.zeros_like(z)
         flat = project(vector.flatten(-ndim), value, gradient.flatten(-ndim), self.alpha)
-        return flat.unflatten(-1, self.state_shape)
+        return flat.reshape(z.shape)
 
     def guarantees(self) -> list[Guarantee]:
         """Return what one evaluation satisfies, and what it does not mean."""
@@ -132,7 +131,9 @@ class PointProjection(Block):
                 status="by construction",
                 assumptions=("exact arithmetic, up to rounding",),
             ),
-            no_claim_on_inputs("the projection is applied once, to an equilibrium that moves with x"),
+            no_claim_on_inputs(
+                "the projection is applied once, to an equilibrium that moves with x"
+            ),
         ]
 
     def extra_repr(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -86,8 +87,7 @@ class ICNN(Potential):
         n, widths = math.prod(self.state_shape), (*hidden, 1)
         self.direct = nn.ModuleList(nn.Linear(n, width) for width in widths)
         self.positive = nn.ParameterList(
-            torch.empty(after, before).uniform_(-1, 1)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            torch.empty(after, before).uniform_(-1, 1) for before, after in pairwise(widths)
         )
 
     def forward(
@@ -99,8 +99,9 @@ class ICNN(Potential):
     def value_and_gradient(
         self, z: Float[Tensor, "*batch n"], context: Context | None = None
     ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch n"]]:
-        r"""Evaluate ``V`` and :math:`\nabla V = \sigma'(\cdot)(\nabla g(z) - \tau \nabla g(c)) +
-        2\eta (z - c)`.
+        r"""Evaluate ``V`` and its gradient, in closed form.
+
+        .. math:: \nabla V = \sigma'(\cdot)\,(\nabla g(z) - \tau \nabla g(c)) + 2\eta (z - c)
         """
         return self._evaluate(z, context)
 
@@ -117,6 +118,8 @@ class ICNN(Potential):
         if self.tangent:
             rise = rise - (slope_c * offset).sum(-1)
             slope = slope - slope_c
+        # At the center itself nothing may be left of the rounding of two evaluations.
+        rise = torch.where((offset == 0).all(-1), 0, rise)
         value, factor = smooth_relu(rise, self.smoothing)
         value = value + self.eta * offset.square().sum(-1)
         gradient = factor[..., None] * slope + 2 * self.eta * offset
@@ -131,12 +134,11 @@ class ICNN(Potential):
             q, slope = smooth_relu(F.linear(q, U) + layer(z), self.smoothing)
             slopes.append(slope)
         delta = slopes[-1]
-        gradient = delta @ self.direct[-1].weight
-        for slope, U, layer in zip(
-            slopes[-2::-1], weights[::-1], list(self.direct)[-2::-1], strict=True
-        ):
+        direct = [layer.get_parameter("weight") for layer in self.direct]
+        gradient = delta @ direct[-1]
+        for slope, U, W in zip(slopes[-2::-1], weights[::-1], direct[-2::-1], strict=True):
             delta = slope * (delta @ U)
-            gradient = gradient + delta @ layer.weight
+            gradient = gradient + delta @ W
         return q[..., 0], gradient
 
     def extra_repr(self) -> str:

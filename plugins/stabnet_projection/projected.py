@@ -114,7 +114,7 @@ class ProjectedField(VectorField):
         context = Context(features=u) if isinstance(u, Tensor) else None
         value, gradient = self.potential.value_and_gradient(z, context)
         flat = project(field.flatten(-ndim), value, gradient.flatten(-ndim), self.alpha)
-        return flat.unflatten(-1, self.state_shape)
+        return flat.reshape(field.shape)
 
     def guarantees(self) -> list[Guarantee]:
         """Return the decay of the potential along exact trajectories."""

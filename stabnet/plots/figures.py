@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import InvalidInputError
+from ..files import replacing
 
 __all__ = ["new_figure", "save_figure"]
 
@@ -53,12 +53,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150)
             f"{target.name!r} does not end in a format that can be written; "
             f"use one of {', '.join(f'.{f}' for f in known)}"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
+    with replacing(target) as temporary:
         figure.savefig(temporary, format=form, dpi=dpi)
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
     return target

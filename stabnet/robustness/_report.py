@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ._masking import pixels
 from ._results import AttackResult, CleanResult
 
@@ -117,11 +118,5 @@ class RobustnessReport:
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(target, f"{text}\n")
         return target

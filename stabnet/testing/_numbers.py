@@ -41,7 +41,7 @@ def identical(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 def jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """Return the Jacobian of a function at a point, by one backward pass per output."""
-    found: Tensor = torch.autograd.functional.jacobian(function, at)  # type: ignore[no-untyped-call]
+    found: Tensor = torch.autograd.functional.jacobian(function, at)
     return found
 
 

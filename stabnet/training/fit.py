@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..errors import InvalidOptionError
+from ..files import write_text
 from ..interfaces import Objective
 from ..plots import save_figure, training_curves
 from ..plugin import build
@@ -21,7 +22,6 @@ from .accelerator import Precision, make_accelerator
 from .description import describe_run, load_splits
 from .engine import Engine
 from .evaluation import evaluate, modes_restored
-from .files import write_text
 from .ledger import Ledger
 from .optimization import Schedule
 from .options import Options

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..checkpoint import save
 from ..errors import CheckpointError, InvalidOptionError, UndescribedPartError
+from ..files import replacing, write_text
 from .evaluation import modes_restored
-from .files import replacing, write_text
 
 __all__ = ["RunFolder"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .files import replacing
+from ..files import replacing
 
 __all__ = [
     "copied",

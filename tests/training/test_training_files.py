@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import stabnet
-from stabnet.training.files import replacing, write_text
+from stabnet.files import replacing, write_text
 from stabnet.training.state import get_random_state, read_state, set_random_state, write_state
 
 CPU = torch.device("cpu")

@@ -58,6 +58,6 @@ def _step(model: StabilityModel, optimizer: torch.optim.Optimizer) -> float:
     x = torch.linspace(0, 1, 96).view(6, *IMAGE)
     loss: Tensor = torch.nn.functional.cross_entropy(model(x), torch.arange(6) % CLASSES)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return float(loss.detach())

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CheckpointError
+from .errors import CheckpointError
 
 __all__ = ["replacing", "write_text"]
 

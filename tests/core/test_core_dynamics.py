@@ -1,0 +1,236 @@
+"""Flow, Equilibrium and Stack: what they compute, report and differentiate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import stabnet
+from stabnet import CellField, Equilibrium, Flow, InvalidInputError, InvalidOptionError, Stack
+from stabnet.interfaces import Block, Cell, VectorField
+
+
+def _solver(**options):
+    return stabnet.build(
+        {"name": "anderson", "tolerance": 1e-12, "max_evaluations": 200, **options}, kind="solver"
+    )
+
+
+def _cell(**options):
+    torch.manual_seed(0)
+    return stabnet.build(
+        "deq", kind="cell", state_shape=(5,), feature_shape=(5,), **options
+    ).double()
+
+
+class _TwoPart(Cell):
+    """A linear cell whose state is a tuple."""
+
+    state_shape = (4,)
+    feature_shape = (4,)
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, z, u=None):
+        return self.weight * z + u
+
+
+class _Decay(VectorField):
+    state_shape = (3,)
+    feature_shape = (3,)
+
+    def forward(self, t, z, u=None):
+        return -z if u is None else u - z
+
+
+def test_equilibrium_of_a_linear_cell_and_its_gradient_have_closed_forms():
+    cell = _TwoPart()
+    u = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    solution = Equilibrium(cell, _solver())(u)
+    torch.testing.assert_close(solution.state, u / 0.7)
+    assert solution.backward.nfe is None
+    solution.state.sum().backward()
+    torch.testing.assert_close(u.grad, torch.full_like(u, 1 / 0.7))
+    torch.testing.assert_close(cell.weight.grad, (u / 0.7**2).sum().detach())
+    assert solution.backward.nfe >= 1
+    assert solution.backward.converged.all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("order", [1, 2])
+def test_implicit_gradient_passes_gradcheck_in_features_and_parameters(training, order):
+    equilibrium = Equilibrium(_cell(), _solver()).train(training)
+    names = [name for name, _ in equilibrium.named_parameters()]
+    u = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    parameters = [p.detach().clone().requires_grad_() for p in equilibrium.parameters()]
+
+    def solve(u, *parameters):
+        tensors = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(equilibrium, tensors, (u,)).state
+
+    if order == 1:
+        assert torch.autograd.gradcheck(solve, (u, *parameters))
+    else:
+        assert torch.autograd.gradgradcheck(
+            lambda u, w: solve(u, w, *parameters[1:]), (u, parameters[0])
+        )
+
+
+def test_implicit_gradient_equals_unrolled_gradient():
+    cell, u = _cell().eval(), torch.randn(4, 5, dtype=torch.float64)
+    equilibrium = Equilibrium(cell, _solver())
+    implicit = torch.autograd.grad(equilibrium(u).state.square().sum(), list(cell.parameters()))
+    z = torch.zeros_like(u)
+    for _ in range(200):
+        z = cell(z, u)
+    unrolled = torch.autograd.grad(z.square().sum(), list(cell.parameters()))
+    torch.testing.assert_close(implicit, unrolled, rtol=1e-9, atol=1e-11)
+
+
+def test_gradient_reaches_features_when_all_parameters_are_frozen():
+    equilibrium = Equilibrium(_cell().eval().requires_grad_(False), _solver())
+    u = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(equilibrium(u).state.sum(), u)
+    through = torch.func.grad(lambda u: equilibrium(u).state.sum())(u.detach())
+    assert gradient.abs().min() > 0
+    torch.testing.assert_close(gradient, through)
+
+
+def test_backward_solver_has_its_own_options():
+    exact, rough = (
+        Equilibrium(_cell().eval(), _solver()),
+        Equilibrium(
+            _cell().eval(), _solver(), stabnet.build("picard", kind="solver", max_evaluations=2)
+        ),
+    )
+    u = torch.randn(4, 5, dtype=torch.float64)
+    records = []
+    for equilibrium in (exact, rough):
+        solution = equilibrium(u)
+        solution.state.square().sum().backward()
+        records.append(solution.backward)
+    assert records[0].converged.all()
+    assert records[1].nfe == 2
+    assert not records[1].converged.any()
+
+
+def test_batch_statistics_update_once_per_forward():
+    cell = _cell()
+    Equilibrium(cell, _solver())(torch.randn(8, 5, dtype=torch.float64)).state.sum().backward()
+    assert cell.inner_norm.num_batches_tracked == 1
+    assert cell.outer_norm.num_batches_tracked == 1
+    assert cell.inner_norm.track_running_stats
+
+
+def test_running_statistics_are_those_of_the_equilibrium():
+    cell = _cell()
+    u = torch.randn(8, 5, dtype=torch.float64)
+    state = Equilibrium(cell, _solver())(u).state
+    hidden = cell.inner(state).relu()
+    torch.testing.assert_close(cell.inner_norm.running_mean, 0.1 * hidden.mean(0).detach())
+
+
+def test_samples_do_not_depend_on_their_batch_in_eval_mode():
+    equilibrium = Equilibrium(_cell().eval(), _solver())
+    u = torch.randn(6, 5, dtype=torch.float64)
+    u[3] *= 100  # one hard sample among easy ones
+    together = equilibrium(u)
+    alone = torch.cat([equilibrium(row[None]).state for row in u])
+    torch.testing.assert_close(together.state, alone, rtol=1e-9, atol=1e-10)
+    assert together.residual.shape == together.converged.shape == (6,)
+
+
+def test_residual_is_that_of_the_state_in_both_modes():
+    for training in (False, True):
+        equilibrium = Equilibrium(_cell(), _solver(max_evaluations=4)).train(training)
+        u = torch.randn(6, 5, dtype=torch.float64)
+        solution = equilibrium(u)
+        image = equilibrium.cell(solution.state, u)
+        expected = (image - solution.state).norm(dim=1) / image.norm(dim=1)
+        torch.testing.assert_close(solution.residual, expected, rtol=1e-6, atol=0)
+
+
+class _Pair(Cell):
+    state_shape = (2,)
+    feature_shape = (2,)
+
+    def forward(self, z, u=None):
+        return z / 3 + u
+
+
+def test_cell_field_vanishes_at_the_equilibrium_and_takes_samples():
+    cell = _cell().eval()
+    u = torch.randn(4, 5, dtype=torch.float64)
+    state = Equilibrium(cell, _solver())(u).state
+    field = CellField(cell)
+    assert field(0.0, state, u).abs().max() < 1e-10
+    z = torch.randn(1, 7, 5, dtype=torch.float64)
+    many = field(0.0, z, u)
+    assert many.shape == (4, 7, 5)
+    torch.testing.assert_close(many[2], field(0.0, z[0], u[2].expand(7, 5)))
+
+
+def test_bfloat16_autocast_solves_and_differentiates():
+    torch.manual_seed(0)
+    cell = stabnet.build("deq", kind="cell", state_shape=(5,), feature_shape=(5,))
+    equilibrium = Equilibrium(cell, stabnet.build("anderson", kind="solver"))
+    u = torch.randn(8, 5, requires_grad=True)
+    exact = equilibrium.eval()(u).state
+    with torch.autocast("cpu", torch.bfloat16):
+        solution = equilibrium(u.to(torch.bfloat16))
+    assert solution.state.dtype == torch.float32
+    assert solution.converged.all()
+    assert (solution.state - exact).norm() < 0.05 * exact.norm()
+    solution.state.sum().backward()
+    assert torch.isfinite(u.grad).all()
+
+
+@pytest.mark.parametrize("initial", ["zeros", "features", "learned"])
+def test_flow_starts_where_it_says(initial):
+    flow = Flow(_Decay(), stabnet.build("rk4", kind="integrator", step_size=0.01), initial).double()
+    u = torch.randn(4, 3, dtype=torch.float64)
+    solution = flow(u, times=(0.0, 0.5, 1.0))
+    decay = torch.exp(torch.tensor(-1.0, dtype=torch.float64))
+    start = {"zeros": u * 0, "features": u, "learned": u * 0}[initial]
+    end = u * decay if initial == "features" else u * (1 - decay)
+    torch.testing.assert_close(solution.states[0], start)
+    torch.testing.assert_close(solution.state, end, rtol=1e-8, atol=1e-9)
+    assert solution.nfe == 400
+    assert len(list(flow.parameters())) == (1 if initial == "learned" else 0)
+
+
+class _Double(Block):
+    state_shape = (3,)
+
+    def forward(self, z, u=None):
+        return 2 * z + u
+
+
+def test_stack_runs_its_stages_in_order_and_reports_each():
+    flow = Flow(_Decay(), stabnet.build("euler", kind="integrator", step_size=0.5), "features")
+    stack = Stack([flow, _Double(), flow])
+    u = torch.randn(4, 3)
+    solution = stack(u)
+    torch.testing.assert_close(solution.state, (2 * u / 4 + u) / 4)
+    assert solution.nfe == 4
+    assert len(solution.stages) == 3
+    assert solution.converged is None
+
+
+def test_arguments_that_make_no_sense_are_refused():
+    flow = Flow(_Decay(), stabnet.build("euler", kind="integrator"), "features")
+    with pytest.raises(InvalidInputError, match="needs them of shape"):
+        flow(torch.randn(2, 4))
+    with pytest.raises(InvalidOptionError, match="initial='zero'"):
+        Flow(_Decay(), stabnet.build("euler", kind="integrator"), "zero")
+    with pytest.raises(InvalidInputError, match="no trajectory"):
+        Equilibrium(_Pair(), _solver())(torch.randn(2, 2), times=(0, 1))
+    with pytest.raises(InvalidInputError, match="no common time"):
+        Stack([flow])(torch.randn(2, 3), times=(0, 1))
+    with pytest.raises(InvalidOptionError, match="at least one stage"):
+        Stack([])
+    with pytest.raises(InvalidInputError, match="needs features"):
+        Equilibrium(_Pair(), _solver())(None)
