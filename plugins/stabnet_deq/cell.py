@@ -44,7 +44,7 @@ class DEQCell(Cell):
         state_shape: Sequence[int],
         feature_shape: Sequence[int],
         hidden: int | None = None,
-        weight_scale: float = 0.1,
+        weight_scale: float = 0.03,
     ) -> None:
         super().__init__()
         self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +72,8 @@ class ICNN(Potential):
         self,
         state_shape: Sequence[int],
         hidden: Sequence[int] = (64,),
-        eta: float = 0.01,
-        smoothing: float = 0.1,
+        eta: float = 0.1,
+        smoothing: float = 1.0,
         tangent: bool = False,
     ) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class ICNN(Potential):
             q, slope = smooth_relu(F.linear(q, U) + layer(z), self.smoothing)
             slopes.append(slope)
         delta = slopes[-1]
-        direct = [layer.get_parameter("weight") for layer in self.direct]
+        direct = [cast(nn.Linear, layer).weight for layer in self.direct]
         gradient = delta @ direct[-1]
         for slope, U, W in zip(slopes[-2::-1], weights[::-1], direct[-2::-1], strict=True):
             delta = slope * (delta @ U)
