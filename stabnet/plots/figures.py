@@ -44,6 +44,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150)
 
     Raises:
         InvalidInputError: if the ending names no format that matplotlib writes.
+        CheckpointError: if the file cannot be written; what was there before is left.
     """
     target = Path(path)
     known = figure.canvas.get_supported_filetypes()

@@ -77,6 +77,7 @@ def describe_run(
             "task": dataset.task,
             "in_shape": list(dataset.in_shape),
             "num_outputs": dataset.num_outputs,
+            "augmentation": dataset.augmentation,
             "sizes": {split: _size(loader) for split, loader in loaders.items()},
             "first_validation_batch": seen[:16],
         },

@@ -115,7 +115,7 @@ def fit(
         mixed_precision=mixed_precision,
     )
     module: Objective = build(objective, kind="objective")
-    check_match(model, module, data.dataset)
+    check_match(model, module, data)
     accelerator = make_accelerator(device, mixed_precision)
     with random_state_restored(accelerator.device), modes_restored(model, module):
         loaders = load_splits(data, batch_size)

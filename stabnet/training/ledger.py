@@ -18,7 +18,8 @@ class Ledger:
     """Keeps the history and the weights of the best validation epoch.
 
     Args:
-        task: for classification the highest accuracy is best, for regression the lowest loss.
+        task: for classification the highest accuracy is best, and of equals the lowest loss; for
+            regression the lowest loss.
     """
 
     def __init__(self, task: str) -> None:
@@ -41,18 +42,29 @@ class Ledger:
         return sum(bool(record["complete"]) for record in self.history)
 
     def add(self, record: Mapping[str, float], model: nn.Module) -> bool:
-        """Add an epoch; return whether it is the best so far. The first of equals stays best."""
+        """Add an epoch; return whether it is the best so far.
+
+        Of epochs with equal accuracy, of which a small validation set sees many, the one with the
+        lowest validation loss is best; of epochs equal in both, the first.
+        """
+        better = not self.best_epoch or self._improves(record)
         self.history.append(record)
-        value = record[f"validation_{self.metric}"]
-        if self.best_epoch:
-            # Accuracies are counts over a count, up to rounding in their accumulation.
-            gain = value - self.best_value
-            better = gain > 1e-6 if self.metric == "accuracy" else gain < 0
-            if not better:
-                return False
-        self.best_epoch, self.best_value = int(record["epoch"]), value
+        if not better:
+            return False
+        self.best_epoch = int(record["epoch"])
+        self.best_value = record[f"validation_{self.metric}"]
         self._best_weights = copied(model.state_dict())
         return True
+
+    def _improves(self, record: Mapping[str, float]) -> bool:
+        """Return whether an epoch is better than the best so far."""
+        best = next(r for r in reversed(self.history) if r["epoch"] == self.best_epoch)
+        if self.metric == "accuracy":
+            gain = record["validation_accuracy"] - best["validation_accuracy"]
+            # Accuracies are counts over a count, up to rounding in their accumulation.
+            if abs(gain) > 1e-6:
+                return gain > 0
+        return record["validation_loss"] < best["validation_loss"]
 
     def restore_best(self, model: nn.Module) -> None:
         """Put the best weights into the model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,9 @@ from .accelerator import Precision
 from .optimization import Schedule
 
 __all__ = ["Options"]
+
+_SEEDS = 2**62
+"""Generators take 64 bits; each process adds its number."""
 
 
 @final
@@ -39,6 +43,15 @@ class Options:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InvalidOptionError(f"{name}={value!r} must be an integer of at least {least}")
+        if self.seed >= _SEEDS:
+            raise InvalidOptionError(f"seed={self.seed} is too large; it must be below {_SEEDS}")
+        try:
+            json.dumps(self.optimizer)
+        except TypeError as error:
+            raise InvalidOptionError(
+                f"optimizer={self.optimizer!r} cannot be kept in config.json ({error}); give a "
+                "name, or a dict of a name and options that are numbers, texts and lists of them"
+            ) from error
         for name in ("learning_rate", "gradient_clip"):
             value = getattr(self, name)
             if value is None and name == "gradient_clip":

@@ -24,6 +24,7 @@ class DatasetInfo(Protocol):
         task: ``"classification"`` or ``"regression"``.
         in_shape: shape of one input, without the batch.
         num_outputs: number of classes or values.
+        augmentation: what is done to the training inputs, ``"none"`` for nothing.
     """
 
     @property
@@ -34,6 +35,8 @@ class DatasetInfo(Protocol):
     def in_shape(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
     def num_outputs(self) -> int: ...  # noqa: D102
+    @property
+    def augmentation(self) -> str: ...  # noqa: D102
 
 
 class TrainingData(Protocol):
@@ -65,17 +68,24 @@ class TrainingData(Protocol):
 _DYNAMICS = {"flow": Flow, "equilibrium": Equilibrium}
 
 
-def check_match(model: nn.Module, objective: Objective, dataset: DatasetInfo) -> None:
+def check_match(model: nn.Module, objective: Objective, data: TrainingData) -> None:
     """Refuse a model, an objective and data that do not belong together.
 
     Args:
         model: its ``dynamics``, ``in_shape`` and ``num_outputs`` are checked where it has them.
         objective: says which dynamics and task it is for.
-        dataset: says what its samples are.
+        data: its ``dataset`` says what the samples are.
 
     Raises:
-        InvalidOptionError: says which two do not match, and how.
+        InvalidOptionError: says which two do not match, and how; or that the data are not split.
     """
+    if not hasattr(data, "dataset") or not hasattr(data, "loader"):
+        raise InvalidOptionError(
+            f"data is a {type(data).__name__}, which has no training, validation and test set; "
+            "give stabnet.data.split(dataset), of a data set that was loaded or made by "
+            "stabnet.data.from_tensors"
+        )
+    dataset = data.dataset
     if objective.task != dataset.task:
         raise InvalidOptionError(
             f"the objective {type(objective).__name__} is for {objective.task}, but "

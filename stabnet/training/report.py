@@ -79,8 +79,8 @@ def _evaluation(result: FitResult) -> str:
         if n in names
     ]
     note = (
-        "Training means are over the epoch, while the weights changed, on augmented inputs and in "
-        "training mode; the others are exact means over their sets in eval mode."
+        "Training means are over the epoch, while the weights changed, in training mode and on "
+        "inputs augmented as said below; the others are exact means over their sets in eval mode."
     )
     if "residual" in result.test:
         note += " `residual` is the mean over batches of the largest residual in each."
@@ -121,7 +121,8 @@ def _data(config: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{n} {split}" for split, n in data["sizes"].items())
     return (
         f"## Data\n\n{data['name']} ({data['task']}): inputs of shape {tuple(data['in_shape'])}, "
-        f"{data['num_outputs']} outputs; samples: {sizes}."
+        f"{data['num_outputs']} outputs; samples: {sizes}; augmentation of the training inputs: "
+        f"{data['augmentation']}."
     )
 
 

@@ -104,6 +104,11 @@ class RunFolder:
             before = json.loads(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.config} cannot be read: {error}") from error
+        if not isinstance(before, dict):
+            raise CheckpointError(
+                f"{self.config} describes no run; it is damaged or was written by another program. "
+                "Start afresh in an empty run_dir"
+            )
         differences = list(_differences(_compared(before), _compared(config)))
         if differences:
             raise InvalidOptionError(

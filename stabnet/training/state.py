@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,9 +111,16 @@ def load_module_state(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint: one file, so that it is valid as a whole or not there at all."""
-    with replacing(path) as temporary:
-        torch.save({"format": _FORMAT, **state}, temporary)
+    """Write a checkpoint: one file, so that it is valid as a whole or not there at all.
+
+    Raises:
+        CheckpointError: if it cannot be written; what was there before is left.
+    """
+    try:
+        with replacing(path) as temporary:
+            torch.save({"format": _FORMAT, **state}, temporary)
+    except RuntimeError as error:  # torch's own, where the disk is full
+        raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -125,7 +131,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}); it is damaged or was written by "
             "another program. Start afresh in an empty run_dir"

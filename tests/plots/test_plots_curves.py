@@ -72,7 +72,7 @@ def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(stabnet.CheckpointError, match="disk full"):
         save_figure(figure, path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["training.png"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def test_a_file_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "folder").write_text("a file in the way")
     with pytest.raises(stabnet.CheckpointError, match="cannot write"):
         write_text(tmp_path / "folder" / "file.txt", "new")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_a_clear_error_and_leaves_the_old_checkpoint(tmp_path):
+    target = tmp_path / "state.pt"
+    write_state(target, {"value": 1})
+    (tmp_path / ".state.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(stabnet.CheckpointError, match="cannot write"):
+        write_state(target, {"value": torch.zeros(10_000)})
+    assert read_state(target)["value"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_random_states_survive_the_checkpoint(tmp_path):

@@ -130,6 +130,7 @@ def test_the_report_tells_accuracy_data_solves_and_guarantees(uninterrupted):
     report = uninterrupted.report.read_text()
     assert f"Test accuracy **{100 * uninterrupted.test['accuracy']:.2f} %**" in report
     assert "44 train, 20 validation, 21 test" in report
+    assert "augmentation of the training inputs: noise" in report
     assert "mean evaluations of the field or cell per batch (nfe): 7 on the test set" in report
     assert "share of converged samples" in report
     assert "conditional" in report
@@ -238,12 +239,27 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half", b"garbage"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half", b"garbage", b"]", b"\x80\x02."])
 def test_a_damaged_checkpoint_gives_a_clear_error(tmp_path, content):
     result = train(tmp_path / "run", epochs=1)
     result.checkpoint.write_bytes(content)
     with pytest.raises(stabnet.CheckpointError, match="cannot be read"):
         train(tmp_path / "run", epochs=1, resume=True)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ("[]", "no run")])
+def test_a_damaged_configuration_gives_a_clear_error(tmp_path, content, message):
+    run = train(tmp_path / "run", epochs=1).run_dir
+    (run / "config.json").write_text(content)
+    with pytest.raises(stabnet.CheckpointError, match=message):
+        train(run, epochs=1, resume=True)
+
+
+def test_resume_with_another_augmentation_is_refused(tmp_path):
+    train(tmp_path / "run", epochs=1)
+    data = TinyData(Info(augmentation="none"))
+    with pytest.raises(stabnet.InvalidOptionError, match="augmentation was 'noise' and is now"):
+        train(tmp_path / "run", data=data, epochs=1, resume=True)
 
 
 def test_a_loss_that_becomes_nan_names_step_and_epoch_and_keeps_the_checkpoint(tmp_path):
@@ -371,6 +387,9 @@ class _NeedsEquilibrium(Loss):
         ({"time_limit": 0}, "time_limit=0 must be"),
         ({"device": "nowhere"}, "device='nowhere' cannot be used"),
         ({"optimizer": {"name": "adam", "lr": 1.0}}, "leave it out of the optimizer's"),
+        ({"optimizer": {"name": "adam", "eps": torch.ones(())}}, "cannot be kept in config.json"),
+        ({"seed": 2**70}, "is too large"),
+        ({"data": Info()}, r"data is a Info, .* give stabnet.data.split"),
     ],
 )  # fmt: skip
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, change, message):

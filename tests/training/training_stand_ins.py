@@ -26,6 +26,7 @@ class Info:
     task: str = "classification"
     in_shape: tuple[int, ...] = (1, 2, 3)
     num_outputs: int = 3
+    augmentation: str = "noise"
 
 
 @dataclass
