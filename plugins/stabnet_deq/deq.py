@@ -20,7 +20,7 @@ def deq(
     *,
     in_shape: Sequence[int] = (3, 32, 32),
     num_outputs: int = 10,
-    backbone: Part = "linear",
+    backbone: Part = "convnet",
     cell: Part = "deq",
     solver: Part = "anderson",
     backward_solver: Part | None = None,
