@@ -100,7 +100,7 @@ Kind = Annotated[str | None, typer.Option(help="One kind of part only, such as '
 Root = Annotated[Path | None, typer.Option(help="Folder of data sets (else STABNET_DATA).")]
 Download = Annotated[bool, typer.Option("--download", help="Download data that are missing.")]
 Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**62 - 1, help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Samples per batch.")]
 
 

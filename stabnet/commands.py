@@ -57,8 +57,7 @@ def train_by_name(
     given = {name: getattr(dataset, name) for name in of_data if name in known}
     import torch
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with stabnet.robustness.seeded(seed, torch.device("cpu")):
         network = stabnet.build(model, **{**given, **(options or {})})
     if run_dir is None:
         run_dir = Path("runs") / f"{data}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -101,13 +100,22 @@ def attack_file(
         raise InvalidOptionError(f"there is no protocol {protocol!r}; there is 'paper'")
     if images is not None and images < 1:
         raise InvalidOptionError(f"images={images}; attack at least one")
-    model = stabnet.load(source / WEIGHTS if source.is_dir() else source, device=device or "cpu")
-    dataset = stabnet.data.load(data or _data_of(source), root=root, download=download)
-    if tuple(dataset.in_shape) != tuple(model.in_shape):
+    place = stabnet.training.usable_device(device or "cpu")
+    model = stabnet.load(source / WEIGHTS if source.is_dir() else source, device=place)
+    if not isinstance(model, stabnet.StabilityModel):
         raise InvalidOptionError(
-            f"the model takes inputs of shape {tuple(model.in_shape)}, but those of "
-            f"{dataset.name} are {tuple(dataset.in_shape)}; name the data set it was trained on"
+            f"{source} holds a {type(model).__name__}, which is a part; give the file of a model"
         )
+    dataset = stabnet.data.load(data or _data_of(source), root=root, download=download)
+    for takes, has, what in (
+        (tuple(model.in_shape), tuple(dataset.in_shape), "inputs of shape"),
+        (model.num_outputs, dataset.num_outputs, "a number of classes of"),
+    ):
+        if takes != has:
+            raise InvalidOptionError(
+                f"the model has {what} {takes}, but {dataset.name} has {has}; name the data set "
+                "it was trained on"
+            )
     batches = stabnet.data.loader(dataset.test, batch_size=batch_size)
     report = stabnet.robustness.paper_protocol(model, batches, max_images=images, seed=seed)
     if source.is_dir():

@@ -259,6 +259,7 @@ def test_resume_continues_a_finished_run_without_training_again(run, trained):
         (["deq", "--time-limit", "0"], "time_limit"),
         (["deq", "--objective", "mse"], "regression"),
         (["deq", "--resume"], "--run-dir"),
+        (["deq", "--device", "nowhere"], "device='nowhere' cannot be used"),
     ],
 )
 def test_train_refuses_with_one_clean_message(run, tmp_path, monkeypatch, arguments, message):
@@ -295,8 +296,26 @@ def test_attack_refuses_with_one_clean_message(run, trained, tmp_path):
     check_refused(run("attack", weights), "--data")
     check_refused(run("attack", trained, "--protocol", "strong"), "no protocol 'strong'")
     check_refused(run("attack", trained, "--images", "0"), "at least one")
+    check_refused(run("attack", trained, "--device", "nowhere"), "cannot be used here")
     (tmp_path / "foreign.safetensors").write_bytes(b"not a checkpoint")
     check_refused(run("attack", tmp_path / "foreign.safetensors", "--data", "digits"), "foreign")
+
+
+def test_attack_without_the_extra_names_it(run, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    check_refused(run("attack", trained, "--images", "5"), 'pip install "stabnet[attacks]"')
+
+
+def test_attack_refuses_data_that_the_model_was_not_made_for(run, tmp_path):
+    def saved(name: str, **options: object) -> Path:
+        return stabnet.save(stabnet.build(name, **options), tmp_path / f"{name}.safetensors")
+
+    model = saved("deq", in_shape=(1, 8, 8), num_outputs=12)
+    check_refused(run("attack", model, "--data", "digits"), "classes of 12", "digits has 10")
+    model = saved("deq", in_shape=(3, 8, 8), num_outputs=10)
+    check_refused(run("attack", model, "--data", "digits"), "(3, 8, 8)", "digits has (1, 8, 8)")
+    part = saved("icnn", kind="potential", state_shape=(4,))
+    check_refused(run("attack", part, "--data", "digits"), "which is a part")
 
 
 # The whole
@@ -307,6 +326,14 @@ def test_usage_errors_have_no_traceback(run):
     assert status == 2
     assert "--epochs" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_seeds_out_of_range_are_usage_errors(run, seed):
+    for command in (["train", "deq"], ["attack", "nothing"]):
+        status, _, err = run(*command, "--seed", seed)
+        assert status == 2
+        assert "--seed" in err
 
 
 def test_version_and_help(run):

@@ -1,5 +1,6 @@
 """Training: one :func:`fit` for classification and regression, and the honest record it leaves."""
 
+from .accelerator import usable_device
 from .evaluation import evaluate
 from .fit import fit
 from .metrics import NonFiniteLossError
@@ -13,4 +14,5 @@ __all__ = [
     "TrainingData",
     "evaluate",
     "fit",
+    "usable_device",
 ]

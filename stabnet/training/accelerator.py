@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from ..errors import InvalidOptionError
 
-__all__ = ["Precision", "make_accelerator"]
+__all__ = ["Precision", "make_accelerator", "usable_device"]
 
 Precision = Literal["no", "bf16", "fp16"]
 _DEVICE_VARIABLE = "ACCELERATE_TORCH_DEVICE"
@@ -33,7 +33,7 @@ def make_accelerator(device: str | torch.device | None, mixed_precision: Precisi
         InvalidOptionError: for a device that does not exist or that the launcher did not give this
             process, or a precision that the device does not have.
     """
-    wanted = _device(device)
+    wanted = None if device is None else usable_device(device)
     # The process group of a launcher outlives this: a new state joins it again.
     AcceleratorState._reset_state(reset_partial_state=True)
     on_cpu = wanted is not None and wanted.type == "cpu"
@@ -60,9 +60,12 @@ def make_accelerator(device: str | torch.device | None, mixed_precision: Precisi
     return accelerator
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device that tensors can be put on.
+
+    Raises:
+        InvalidOptionError: if there is no such device here.
+    """
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
