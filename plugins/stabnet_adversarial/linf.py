@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any, Literal, final
 
 import torch
@@ -25,26 +25,8 @@ from .steps import check_radius, paper_steps
 __all__ = ["IFGSM", "PGD"]
 
 
-@final
-class IFGSM(Attack):
-    r"""Iterated fast gradient sign method, from the image itself; known as BIM too.
-
-    .. math:: x_{k+1} = Π(x_k + h · \mathrm{sign} ∇_x \mathrm{CE}(f(x_k), y)), \quad x_0 = x
-
-    with Π the projection to the ball of radius ``eps`` around ``x``, within [0, 1].
-
-    Args:
-        eps: radius, in (0, 1], in pixel units.
-        step_size: length ``h`` of one step, in (0, 1].
-        steps: number of steps, at least 1; ``None`` for :func:`paper_steps`.
-
-    Raises:
-        InvalidOptionError: for an option out of range.
-        MissingExtraError: if torchattacks is not installed.
-
-    References:
-        Kurakin et al. 2017, section 2.2; [LyaDEQ] (13), whose sign is printed for descent.
-    """
+class _Ascent(Attack):
+    """Sign gradient ascent in the l-infinity ball, run by torchattacks."""
 
     norm: Literal["linf", "l2"] = "linf"
 
@@ -66,15 +48,47 @@ class IFGSM(Attack):
         Warns:
             RuntimeWarning: if the gradient is NaN in some image, which the step then leaves alone.
         """
+        check_images(x, y)
+        with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
+            x = x.detach().clone()  # a tensor made in inference mode takes part in no gradient
+            labels = y.detach().clone().long()
+            found: Tensor = self._torchattack(_Target(model, labels).eval())(x, labels)
+        found = found.detach()
+        check_perturbation(found, x, eps=self.eps, norm="linf")
+        return found
 
-        def attack(target: nn.Module) -> Any:
-            return _torchattacks().BIM(target, eps=self.eps, alpha=self.step_size, steps=self.steps)
-
-        return _search(attack, model, x, y, self.eps)
+    @abstractmethod
+    def _torchattack(self, target: nn.Module) -> Any:
+        """Return the attack of torchattacks on a model."""
 
 
 @final
-class PGD(Attack):
+class IFGSM(_Ascent):
+    r"""Iterated fast gradient sign method, from the image itself; known as BIM too.
+
+    .. math:: x_{k+1} = Π(x_k + h · \mathrm{sign} ∇_x \mathrm{CE}(f(x_k), y)), \quad x_0 = x
+
+    with Π the projection to the ball of radius ``eps`` around ``x``, within [0, 1].
+
+    Args:
+        eps: radius, in (0, 1], in pixel units.
+        step_size: length ``h`` of one step, in (0, 1].
+        steps: number of steps, at least 1; ``None`` for :func:`paper_steps`.
+
+    Raises:
+        InvalidOptionError: for an option out of range.
+        MissingExtraError: if torchattacks is not installed.
+
+    References:
+        Kurakin et al. 2017, section 2.2; [LyaDEQ] (13), whose sign is printed for descent.
+    """
+
+    def _torchattack(self, target: nn.Module) -> Any:
+        return _torchattacks().BIM(target, eps=self.eps, alpha=self.step_size, steps=self.steps)
+
+
+@final
+class PGD(_Ascent):
     r"""Projected gradient ascent from a random start.
 
     .. math:: x_{k+1} = Π(x_k + h · \mathrm{sign} ∇_x \mathrm{CE}(f(x_k), y)), \quad
@@ -95,33 +109,10 @@ class PGD(Attack):
         Madry et al. 2018, section 2.1; [LyaDEQ] (13), whose sign is printed for descent.
     """
 
-    norm: Literal["linf", "l2"] = "linf"
-
-    def __init__(
-        self, *, eps: float = 8 / 255, step_size: float = 1 / 255, steps: int | None = None
-    ) -> None:
-        self.eps, self.step_size, self.steps = eps, step_size, _checked(eps, step_size, steps)
-        _torchattacks()
-
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "batch ..."], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch ..."]:
-        """Search for adversarial images; see :class:`stabnet.interfaces.Attack`.
-
-        Raises:
-            InvalidInputError: for images or labels that cannot be attacked.
-            AttackError: if the model gives no gradient, or the result breaks the rules.
-
-        Warns:
-            RuntimeWarning: if the gradient is NaN in some image, which the step then leaves alone.
-        """
-
-        def attack(target: nn.Module) -> Any:
-            return _torchattacks().PGD(
-                target, eps=self.eps, alpha=self.step_size, steps=self.steps, random_start=True
-            )
-
-        return _search(attack, model, x, y, self.eps)
+    def _torchattack(self, target: nn.Module) -> Any:
+        return _torchattacks().PGD(
+            target, eps=self.eps, alpha=self.step_size, steps=self.steps, random_start=True
+        )
 
 
 def _checked(eps: float, step_size: float, steps: int | None) -> int:
@@ -147,20 +138,6 @@ def _torchattacks() -> Any:
             'install the extra that brings it: pip install "stabnet[attacks]"'
         ) from error
     return torchattacks
-
-
-def _search(
-    attack: Callable[[nn.Module], Any], model: nn.Module, x: Tensor, y: Tensor, eps: float
-) -> Tensor:
-    """Run an attack of torchattacks, leaving the model as it was, and check what it found."""
-    check_images(x, y)
-    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model):
-        x = x.detach().clone()  # a tensor made in inference mode takes part in no gradient
-        labels = y.detach().clone().long()
-        found: Tensor = attack(_Target(model, labels).eval())(x, labels)
-    found = found.detach()
-    check_perturbation(found, x, eps=eps, norm="linf")
-    return found
 
 
 @final
