@@ -36,11 +36,15 @@ def test_plugin_of_the_readme_works_as_an_installed_distribution(site):
         import torch
         value, gradient = V.value_and_gradient(torch.tensor([[1.0, 2.0]]))
         print(value.tolist(), gradient.tolist())
+        from stabnet.cli import main
+        main(["check", "bowl"])
         """,
         STABNET_STRICT="1",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["stabnet-bowl 1.0 loaded", "[10.0] [[4.0, 8.0]]"]
+    assert done.stdout.split("\n")[2].startswith("potential bowl: ")
+    assert "failed" not in done.stdout
 
 
 def test_listing_a_plugin_of_the_readme_does_not_import_torch(site):
