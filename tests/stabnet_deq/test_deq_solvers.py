@@ -216,3 +216,55 @@ def test_anderson_finds_the_fixed_point_of_every_contraction(seed, n, norm, memo
 def test_options_out_of_range_are_refused_by_name(options, word):
     with pytest.raises(stabnet.InvalidOptionError, match=word):
         Anderson(**options)
+
+
+@pytest.mark.parametrize("make", [Picard, Anderson])
+def test_fixed_iterations_can_be_mapped_over_parameters_and_starts(make):
+    solver = make(max_evaluations=8, fixed_iterations=True)
+    matrix, b = _dense(1, 4, 0.5)
+    matrices = torch.stack([matrix, -matrix])
+    solve = lambda m, z0: solver(lambda z, u: z @ m.T + b, z0).state  # noqa: E731
+    expected = torch.stack([solve(m, torch.zeros_like(b)) for m in matrices])
+    mapped = torch.vmap(solve, (0, None))(matrices, torch.zeros_like(b))
+    torch.testing.assert_close(mapped, expected)
+
+
+@pytest.mark.parametrize("make", [Picard, Anderson])
+def test_a_map_that_passes_through_zero_goes_on(make):
+    """An image of zero makes the relative residual infinite, which is no reason to give up."""
+    result = make()(lambda z, u: 0 * z, torch.ones(2, 3))
+    assert result.converged.all()
+    assert (result.state == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
+def test_extreme_scales_neither_overflow_nor_pass_for_converged(scale):
+    matrix, b = (t.float() for t in _dense(4, 8, 0.8))
+    f = lambda z, u=None: z @ matrix.T + scale * b  # noqa: E731
+    expected = torch.linalg.solve(torch.eye(8) - matrix, b.T).T
+    for solver in (Picard(max_evaluations=200), Anderson()):
+        result = solver(f, torch.zeros_like(b))
+        assert result.converged.all()
+        torch.testing.assert_close(result.state / scale, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_states_are_solved_to_what_they_resolve(dtype):
+    matrix, b = (t.to(dtype) for t in _dense(4, 8, 0.8))
+    result = Anderson()(lambda z, u: z @ matrix.T + b, torch.zeros_like(b))
+    assert result.state.dtype == dtype
+    assert result.converged.all()
+
+
+def test_autocast_leaves_the_least_squares_problem_alone():
+    """A map that autocast does not touch is accelerated just as without it."""
+    f, z0, _ = PROBLEMS["stiff symmetric"]
+
+    def single(z, u=None):
+        with torch.autocast("cpu", enabled=False):
+            return f(z.double()).float()
+
+    plain = Anderson(tolerance=0.04, max_evaluations=300)(single, z0.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = Anderson(tolerance=0.04, max_evaluations=300)(single, z0.float())
+    assert torch.equal(cast.state, plain.state)

@@ -83,8 +83,7 @@ class Anderson(Solver):
     ) -> SolverResult:
         """Solve ``z = f(z, u)`` from ``z0``; see :class:`stabnet.interfaces.Solver`."""
         progress = Progress(z0, self.tolerance, self.fixed_iterations)
-        ridge = max(self.regularization, 8 * torch.finfo(z0.dtype).eps)
-        window = _Window.empty(z0, self.memory, ridge)
+        window: _Window | None = None
         reference = torch.full_like(progress.residual, torch.inf)
         z = z0
         for _ in range(self.max_evaluations):
@@ -92,13 +91,18 @@ class Anderson(Solver):
             residual = progress.update(z, image)
             if progress.finished():
                 break
-            g = image - z
-            window.push(z, g)
             restart = residual > _SAFEGUARD * reference
-            window.drop(restart)
             # After a restart any residual is accepted once, or one bad step would recur for ever.
             reference = torch.where(restart, torch.inf, torch.minimum(reference, residual))
-            step = window.step(z, g, self.mixing)
+            # Autocast is for the map; the least-squares problem needs the state's precision.
+            with torch.autocast(z0.device.type, enabled=False):
+                g = image - z
+                if window is None:
+                    # Like the first residual, which is batched if anything that torch.vmap maps is.
+                    window = _Window.empty(g, self.memory, self.regularization)
+                window.push(z, g)
+                window.drop(restart)
+                step = window.step(z, g, self.mixing)
             step = torch.where(restart[:, None], progress.best_image, step)
             z = torch.where(progress.settled[:, None], progress.best, step)
         return progress.result()
@@ -113,7 +117,10 @@ class Anderson(Solver):
 
 @dataclass
 class _Window:
-    """The last differences of iterates and residuals, and the Gram matrix of the latter."""
+    """The last differences of iterates and residuals, scaled to residual differences of length one.
+
+    The Gram matrix of the latter then has a unit diagonal. A slot that holds nothing holds zeros.
+    """
 
     dz: Float[Tensor, "batch memory n"]
     dg: Float[Tensor, "batch memory n"]
@@ -124,50 +131,51 @@ class _Window:
     count: int = 0
 
     @classmethod
-    def empty(cls, z: Tensor, memory: int, ridge: float) -> _Window:
-        """Return an empty window for iterates like ``z``."""
-        batch, n = z.shape
+    def empty(cls, g: Tensor, memory: int, regularization: float) -> _Window:
+        """Return an empty window for residuals like ``g``, in single precision at least."""
+        batch, n = g.shape
+        dtype = torch.promote_types(g.dtype, torch.float32)
         return cls(
-            z.new_zeros(batch, memory, n),
-            z.new_zeros(batch, memory, n),
-            z.new_zeros(batch, memory, memory),
-            torch.zeros(batch, memory, dtype=torch.bool, device=z.device),
-            ridge,
+            g.new_zeros(batch, memory, n, dtype=dtype),
+            g.new_zeros(batch, memory, n, dtype=dtype),
+            g.new_zeros(batch, memory, memory, dtype=dtype),
+            g.new_zeros(batch, memory, dtype=torch.bool),
+            max(regularization, 8 * torch.finfo(g.dtype).eps),
         )
 
     def push(self, z: Tensor, g: Tensor) -> None:
         """Take in an iterate and its residual."""
         if self.last is not None:
             slot = self.count % self.dz.shape[1]
-            self.dz[:, slot] = z - self.last[0]
-            self.dg[:, slot] = g - self.last[1]
+            dz, dg = (z - self.last[0]).to(self.dz.dtype), (g - self.last[1]).to(self.dg.dtype)
+            # Scaling by the largest entry first keeps the squares in range.
+            largest = dg.abs().amax(-1, keepdim=True)
+            length = largest * torch.linalg.vector_norm(dg / largest, dim=-1, keepdim=True)
+            # A difference of zero (a settled sample) or beyond the float range carries nothing.
+            valid = torch.isfinite(length) & (length > 0)
+            self.dz[:, slot] = torch.where(valid, dz / length, 0)
+            self.dg[:, slot] = torch.where(valid, dg / length, 0)
+            self.valid[:, slot] = valid[:, 0]
             row = torch.einsum("bmn,bn->bm", self.dg, self.dg[:, slot])
             self.gram[:, slot, :] = row
             self.gram[:, :, slot] = row
-            # A difference of zero (a settled sample) or beyond the float range carries nothing.
-            self.valid[:, slot] = torch.isfinite(row[:, slot]) & (row[:, slot] > 0)
             self.count += 1
         self.last = (z, g)
 
     def drop(self, rows: Bool[Tensor, " batch"]) -> None:
         """Forget the differences of some samples."""
-        self.valid &= ~rows[:, None]
+        self.valid = self.valid & ~rows[:, None]
 
     def step(self, z: Tensor, g: Tensor, mixing: float) -> Float[Tensor, "batch n"]:
         """Return the next iterate; a plain step for samples without a usable window."""
-        scale = torch.where(self.valid, self.gram.diagonal(dim1=1, dim2=2), 1).rsqrt()
-        scale = torch.where(self.valid, scale, 0)
-        gram = torch.where(
-            self.valid[:, :, None] & self.valid[:, None, :],
-            self.gram * scale[:, :, None] * scale[:, None, :],
-            0,
-        )
+        both = self.valid[:, :, None] & self.valid[:, None, :]
+        gram = torch.where(both, self.gram, 0)
         gram = gram + torch.diag_embed(self.ridge + (~self.valid).to(gram.dtype))
-        products = torch.einsum("bmn,bn->bm", self.dg, g)
-        right = torch.where(self.valid, products * scale, 0)
+        products = torch.einsum("bmn,bn->bm", self.dg, g.to(self.dg.dtype))
+        right = torch.where(self.valid, products, 0)
         factor, info = torch.linalg.cholesky_ex(gram)
-        gamma = torch.cholesky_solve(right[..., None], factor)[..., 0] * scale
+        gamma = torch.cholesky_solve(right[..., None], factor)[..., 0]
         usable = (info == 0) & torch.isfinite(gamma).all(-1)
         gamma = torch.where(usable[:, None], gamma, 0)
-        dz = torch.where(self.valid[:, :, None], self.dz + mixing * self.dg, 0)
-        return z + mixing * g - torch.einsum("bm,bmn->bn", gamma, dz)
+        correction = torch.einsum("bm,bmn->bn", gamma, self.dz + mixing * self.dg)
+        return z + mixing * g - correction.to(z.dtype)

@@ -24,9 +24,13 @@ def relative_residual(
     z: Float[Tensor, "batch n"], image: Float[Tensor, "batch n"]
 ) -> Float[Tensor, " batch"]:
     """Return ``‖f(z) − z‖ / ‖f(z)‖`` per row; zero at an exact fixed point, also at the origin."""
-    difference = torch.linalg.vector_norm(image - z, dim=-1)
+    difference = image - z
+    # Squares of very large or small numbers leave the float range; the scale cancels.
+    scale = difference.abs().amax(-1, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1)
+    residual = torch.linalg.vector_norm(difference / scale, dim=-1)
     return torch.where(
-        difference == 0, difference, difference / torch.linalg.vector_norm(image, dim=-1)
+        residual == 0, residual, residual / torch.linalg.vector_norm(image / scale, dim=-1)
     )
 
 
@@ -51,7 +55,7 @@ class Progress:
             precision = torch.get_autocast_dtype(device)
         self.tolerance = max(tolerance, 4 * torch.finfo(precision).eps)
         self.best = self.best_image = z0
-        self.residual = torch.full_like(z0[:, 0], torch.inf)
+        self.residual = z0.new_full(z0.shape[:1], torch.inf)
         self.converged: Bool[Tensor, " batch"] = torch.zeros_like(self.residual, dtype=torch.bool)
         self.settled = self.converged
         self.nfe = 0
@@ -70,7 +74,8 @@ class Progress:
         self.best_image = torch.where(better[:, None], image, self.best_image)
         self.residual = torch.where(better, residual, self.residual)
         self.converged = self.residual <= self.tolerance
-        self.settled = self.settled | self.converged | ~torch.isfinite(residual)
+        # Of the image, not the residual: that is infinite where a map passes through zero.
+        self.settled = self.settled | self.converged | ~torch.isfinite(image).all(-1)
         return residual
 
     def finished(self) -> bool:
