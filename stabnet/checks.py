@@ -8,15 +8,33 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from .errors import InvalidInputError
 
-__all__ = ["check_finite", "frozen_batch_statistics", "is_traced"]
+__all__ = [
+    "check_finite",
+    "dropout_seed",
+    "frozen_batch_statistics",
+    "is_differentiated",
+    "is_traced",
+    "seeded",
+]
 
 
 def is_traced() -> bool:
     """Return whether tensors have no values to look at: under compile, export or ``torch.func``."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def is_differentiated(x: Tensor) -> bool:
+    """Return whether a gradient is wanted of a tensor, also inside of ``torch.vmap``.
+
+    A tensor that ``vmap`` maps over says that it requires no gradient even where it does.
+    """
+    while torch._C._are_functorch_transforms_active() and torch._C._functorch.is_batchedtensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def check_finite(x: Tensor, what: str) -> None:
@@ -51,3 +69,31 @@ def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for m in switched:
             m.track_running_stats = True
+
+
+def dropout_seed(module: nn.Module) -> int | None:
+    """Draw the seed of the dropout masks of one forward pass; ``None`` where nothing drops out."""
+    if not any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in module.modules()):
+        return None
+    return int(torch.randint(2**62, ()))
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from a seed within the block, and go on as before after it.
+
+    Two evaluations of a map with dropout are evaluations of one map only if their masks agree.
+
+    Args:
+        seed: the seed; ``None`` to leave random numbers alone.
+        device: where the numbers are drawn.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

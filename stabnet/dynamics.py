@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, final
+from typing import Literal, cast, final
 
 import torch
 import torch.utils._pytree as pytree
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .checks import frozen_batch_statistics
+from .checks import dropout_seed, frozen_batch_statistics, is_differentiated, seeded
 from .errors import InvalidInputError, InvalidOptionError
 from .implicit import attach_implicit_gradient
 from .interfaces import (
@@ -58,7 +58,8 @@ class CellField(VectorField):
     def __init__(self, cell: Cell) -> None:
         super().__init__()
         self.cell = cell
-        self.state_shape, self.feature_shape = cell.state_shape, cell.feature_shape
+        self.state_shape = cast(tuple[int, ...], cell.state_shape)
+        self.feature_shape = cell.feature_shape
 
     def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
         """Evaluate ``f(z, u) − z``; see :class:`stabnet.interfaces.VectorField`."""
@@ -143,7 +144,8 @@ class Equilibrium(Dynamics):
 
     Where the cell couples the samples of a batch (batch normalization in training mode), the
     batch is solved as one problem: ``converged`` is then the batch's. Batch-norm statistics are
-    updated once per forward pass, at the equilibrium.
+    updated once per forward pass, at the equilibrium. Masks of dropout modules are drawn once per
+    forward pass, so that all evaluations, those of the backward pass too, are of one map.
 
     Args:
         cell: the map whose fixed point is wanted.
@@ -163,24 +165,32 @@ class Equilibrium(Dynamics):
         """Solve for the equilibrium; see :class:`stabnet.interfaces.Dynamics`.
 
         Raises:
-            InvalidInputError: if ``times`` are given; an equilibrium has none.
+            InvalidInputError: if ``times`` are given, since an equilibrium has none; or for an
+                empty batch whose samples would be coupled.
         """
         if times is not None:
             raise InvalidInputError("an equilibrium has no trajectory; leave `times` out")
         like = _first(u)
         batch, coupled = like.shape[0], not self.cell.per_sample
-        z0 = like.new_zeros((batch, *self.cell.state_shape), dtype=_state_dtype(like))
-        flat, unravel = _ravel(z0, coupled)
+        if coupled and batch == 0:
+            raise InvalidInputError(
+                "an empty batch has no equilibrium where samples are coupled (batch normalization "
+                "in training mode); give at least one sample, or call model.eval()"
+            )
+        dtype, seed = _state_dtype(like), dropout_seed(self.cell)
+        flat, unravel = _ravel(_zeros(like, batch, self.cell.state_shape, dtype), coupled)
 
         def f(z: Tensor, u: Features) -> Tensor:
-            return _ravel(self.cell(unravel(z), u), coupled)[0].to(z.dtype)
+            with seeded(seed, z.device):
+                return _ravel(self.cell(unravel(z), u), coupled)[0].to(z.dtype)
 
         with torch.no_grad(), frozen_batch_statistics(self.cell):
             # A joint problem has one row, which rows of features cannot follow: close over them.
             result = self.solver(f if not coupled else lambda z, _: f(z, u), flat, u)
         record = BackwardRecord()
-        state = self._attach(result.state, u, coupled, unravel, record)
-        residual, converged, nfe = self._per_sample(result, u, coupled, unravel, batch)
+        state = self._attach(result.state, u, coupled, unravel, record, seed)
+        with seeded(seed, like.device):
+            residual, converged, nfe = self._per_sample(result, u, coupled, unravel, batch)
         return Solution(
             state=unravel(state), nfe=nfe, residual=residual, converged=converged, backward=record
         )
@@ -192,23 +202,21 @@ class Equilibrium(Dynamics):
         coupled: bool,
         unravel: Callable[[Tensor], State],
         record: BackwardRecord,
+        seed: int | None,
     ) -> Tensor:
         """Give the solution its gradient in the features and the cell's parameters."""
         features, spec = pytree.tree_flatten(u)
         parameters = dict(self.cell.named_parameters())
         arguments = (*features, *parameters.values())
-        if not torch.is_grad_enabled() or not any(a.requires_grad for a in arguments):
+        if not torch.is_grad_enabled() or not any(map(is_differentiated, arguments)):
             return z
         buffers = dict(self.cell.named_buffers())
-        names, cell, device = tuple(parameters), self.cell, z.device.type
-        autocast = torch.is_autocast_enabled(device)
-        precision = torch.get_autocast_dtype(device)
+        names, cell = tuple(parameters), self.cell
 
         def f(z: Tensor, *arguments: Tensor) -> Tensor:
             u = pytree.tree_unflatten(list(arguments[: len(features)]), spec)
             tensors = dict(zip(names, arguments[len(features) :], strict=True))
-            # The backward pass runs outside the caller's autocast, whose dtypes it must repeat.
-            with torch.autocast(device, precision, autocast), frozen_batch_statistics(cell):
+            with seeded(seed, z.device), frozen_batch_statistics(cell):
                 image = torch.func.functional_call(cell, {**tensors, **buffers}, (unravel(z), u))
             return _ravel(image, coupled)[0].to(z.dtype)
 
@@ -252,6 +260,18 @@ class Equilibrium(Dynamics):
                 "cell; `Solution.converged` says for which samples the tolerance was met",
             )
         ]
+
+
+def _zeros(
+    like: Tensor,
+    batch: int,
+    shape: tuple[int, ...] | tuple[tuple[int, ...], ...],
+    dtype: torch.dtype,
+) -> State:
+    """Return the zero state: a tensor, or for a tuple of shapes a tuple of tensors."""
+    if shape and isinstance(shape[0], tuple):
+        return tuple(like.new_zeros((batch, *part), dtype=dtype) for part in shape)
+    return like.new_zeros((batch, *cast(tuple[int, ...], shape)), dtype=dtype)
 
 
 def _ravel(state: State, joint: bool) -> tuple[Tensor, Callable[[Tensor], State]]:

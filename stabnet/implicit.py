@@ -16,7 +16,9 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ class _Problem:
     f: FunctionalMap
     solver: Solver
     record: BackwardRecord
+    autocast: Callable[[], AbstractContextManager[Any]]
 
 
 def attach_implicit_gradient(
@@ -59,7 +62,12 @@ def attach_implicit_gradient(
     Returns:
         ``z``, differentiable any number of times.
     """
-    attached: Tensor = _FixedPoint.apply(_Problem(f, solver, record), z, *arguments)
+    device = z.device.type
+    enabled, precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    # The backward pass runs outside the caller's autocast, whose precision it must repeat: the map
+    # has to be the same one, and the solver has to know what that map can resolve.
+    problem = _Problem(f, solver, record, partial(torch.autocast, device, precision, enabled))
+    attached: Tensor = _FixedPoint.apply(problem, z, *arguments)
     return attached
 
 
@@ -84,7 +92,6 @@ class _FixedPoint(torch.autograd.Function):
         z, *arguments = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
         f = ctx.problem.f
-        w = _adjoint(ctx.problem, z, tuple(arguments), g)
 
         def at_equilibrium(*chosen: Tensor) -> Tensor:
             replaced = list(arguments)
@@ -94,10 +101,12 @@ class _FixedPoint(torch.autograd.Function):
             return image
 
         result: list[Tensor | None] = [None] * len(arguments)
-        if wanted:
-            vjp = torch.func.vjp(at_equilibrium, *(arguments[i] for i in wanted))[1]
-            for i, gradient in zip(wanted, vjp(w), strict=True):
-                result[i] = gradient
+        with ctx.problem.autocast():
+            w = _adjoint(ctx.problem, z, tuple(arguments), g)
+            if wanted:
+                vjp = torch.func.vjp(at_equilibrium, *(arguments[i] for i in wanted))[1]
+                for i, gradient in zip(wanted, vjp(w), strict=True):
+                    result[i] = gradient
         return None, None, *result
 
 
@@ -108,7 +117,9 @@ def _adjoint(problem: _Problem, z: Tensor, arguments: tuple[Tensor, ...], g: Ten
         vjp = torch.func.vjp(lambda z: f(z, *arguments), z)[1]
         # g is what one step from zero gives, so starting there saves that step.
         result: SolverResult = solver(lambda w, _: vjp(w)[0] + g, g)
-    record.nfe, record.residual, record.converged = result.nfe, result.residual, result.converged
+    if not torch.compiler.is_compiling():  # a compiled backward pass may not write to its outside
+        record.nfe, record.residual = result.nfe, result.residual
+        record.converged = result.converged
     w = result.state
     if not torch.is_grad_enabled():
         return w

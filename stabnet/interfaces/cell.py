@@ -19,11 +19,11 @@ class Cell(nn.Module, ABC):
     solver uses to find the fixed point.
 
     Attributes:
-        state_shape: shape of one state, without the batch.
+        state_shape: shape of one state, without the batch; for a tuple state, a tuple of shapes.
         feature_shape: shape of one input's features.
     """
 
-    state_shape: tuple[int, ...]
+    state_shape: tuple[int, ...] | tuple[tuple[int, ...], ...]
     feature_shape: tuple[int, ...]
 
     @abstractmethod

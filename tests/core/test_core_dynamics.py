@@ -25,8 +25,21 @@ def _cell(**options):
 
 
 class _TwoPart(Cell):
-    """A linear cell whose state is a tuple."""
+    """A linear cell whose state is a tuple: ``p = weight · q``, ``q = p + u``, in two shapes."""
 
+    state_shape = ((4,), (2, 2))
+    feature_shape = (4,)
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, z, u=None):
+        p, q = z
+        return self.weight * q.flatten(1), (p + u).unflatten(1, (2, 2))
+
+
+class _Linear(Cell):
     state_shape = (4,)
     feature_shape = (4,)
 
@@ -38,6 +51,17 @@ class _TwoPart(Cell):
         return self.weight * z + u
 
 
+class _Dropping(_Linear):
+    """A cell with dropout, linear in the state for every mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, z, u=None):
+        return self.weight * self.dropout(z) + u
+
+
 class _Decay(VectorField):
     state_shape = (3,)
     feature_shape = (3,)
@@ -47,7 +71,7 @@ class _Decay(VectorField):
 
 
 def test_equilibrium_of_a_linear_cell_and_its_gradient_have_closed_forms():
-    cell = _TwoPart()
+    cell = _Linear()
     u = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     solution = Equilibrium(cell, _solver())(u)
     torch.testing.assert_close(solution.state, u / 0.7)
@@ -229,3 +253,102 @@ def test_arguments_that_make_no_sense_are_refused():
         Stack([])
     with pytest.raises(InvalidInputError, match="needs features"):
         Equilibrium(_Pair(), _solver())(None)
+
+
+def test_a_state_may_be_a_tuple_of_tensors():
+    cell = _TwoPart()
+    u = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    solution = Equilibrium(cell, _solver())(u)
+    p, q = solution.state
+    assert q.shape == (6, 2, 2)
+    torch.testing.assert_close(q.flatten(1), u / 0.7)
+    torch.testing.assert_close(p, 0.3 * u / 0.7)
+    (gradient,) = torch.autograd.grad(p.sum() + q.sum(), u)
+    torch.testing.assert_close(gradient, torch.full_like(u, 1.3 / 0.7))
+
+
+def test_dropout_mask_is_one_for_the_whole_pass_and_new_in_the_next():
+    torch.manual_seed(0)
+    equilibrium = Equilibrium(_Dropping(), _solver()).train()
+    u = (1 + torch.rand(6, 4, dtype=torch.float64)).requires_grad_()
+    solution = equilibrium(u)
+    assert solution.converged.all()
+    # With a mask of zeros and twos the equilibrium is u / (1 − 0.3·mask).
+    ratio = (solution.state / u).detach()
+    kept = ratio > 1.5
+    torch.testing.assert_close(ratio, torch.where(kept, 1 / 0.4, 1.0).double())
+    assert 0 < kept.sum() < kept.numel()
+    (gradient,) = torch.autograd.grad(solution.state.sum(), u)
+    torch.testing.assert_close(gradient, ratio)
+    assert not torch.equal(equilibrium(u).state, solution.state)
+
+
+def test_dropout_leaves_the_random_numbers_of_others_reproducible():
+    equilibrium = Equilibrium(_Dropping(), _solver()).train()
+    u = torch.ones(6, 4, dtype=torch.float64)
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append((equilibrium(u).state, torch.rand(4)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    torch.manual_seed(3)
+    assert not torch.equal(torch.rand(4), found[0][1])  # the pass moved the generator on
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson"])
+def test_function_transforms_give_the_gradients_of_autograd(solver):
+    options = {"tolerance": 1e-14, "max_evaluations": 40, "fixed_iterations": True}
+    equilibrium = Equilibrium(
+        _cell(weight_scale=0.5).eval(), stabnet.build(solver, kind="solver", **options)
+    )
+    u = torch.rand(3, 5, dtype=torch.float64)
+    parameters = {n: p.detach() for n, p in equilibrium.named_parameters()}
+
+    def loss(parameters, u):
+        return torch.func.functional_call(equilibrium, parameters, (u[None],)).state.square().sum()
+
+    ours = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, u)
+    x = u.clone().requires_grad_()
+    total = equilibrium(x).state.square().sum()
+    expected, *rest = torch.autograd.grad(total, [x, *equilibrium.parameters()])
+    for mine, theirs in zip(ours.values(), rest, strict=True):
+        torch.testing.assert_close(mine.sum(0), theirs)
+    equilibrium.requires_grad_(False)
+    mapped = torch.func.vmap(lambda v: equilibrium(v[None]).state.square().sum())
+    gradient = torch.func.grad(lambda u: mapped(u).sum())(u)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_fixed_iterations_compile_with_their_gradient():
+    solver = _solver(max_evaluations=20, fixed_iterations=True)
+    equilibrium = Equilibrium(_cell().eval(), solver)
+    u = torch.rand(3, 5, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(lambda u: equilibrium(u).state, fullgraph=True, backend="eager")
+    (gradient,) = torch.autograd.grad(compiled(u).square().sum(), u)
+    (expected,) = torch.autograd.grad(equilibrium(u).state.square().sum(), u)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adjoint_solve_knows_the_precision_of_autocast(dtype):
+    torch.manual_seed(0)
+    cell = stabnet.build(
+        "deq", kind="cell", state_shape=(16,), feature_shape=(16,), weight_scale=0.5
+    )
+    equilibrium = Equilibrium(cell, stabnet.build("picard", kind="solver"))
+    u = torch.randn(32, 16)
+    with torch.autocast("cpu", dtype):
+        solution = equilibrium(u)
+        loss = (solution.state * torch.randn(32, 16)).sum()
+    loss.backward()
+    assert solution.backward.converged.all()
+    assert solution.backward.nfe < 50
+
+
+def test_empty_batches_pass_where_samples_are_independent_and_are_refused_elsewhere():
+    equilibrium = Equilibrium(_cell(), _solver())
+    u = torch.empty(0, 5, dtype=torch.float64)
+    assert equilibrium.eval()(u).state.shape == (0, 5)
+    with pytest.raises(InvalidInputError, match="empty batch"):
+        equilibrium.train()(u)
