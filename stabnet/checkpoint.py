@@ -22,6 +22,7 @@ from .plugin import CONFIG_ATTRIBUTE, build, undescribed
 __all__ = ["load", "load_weights", "save"]
 
 _KEY = "stabnet"
+_NO_MODULES = ("attack", "dataset", "optimizer")
 _rebuilding: ContextVar[bool] = ContextVar("_rebuilding", default=False)
 
 
@@ -99,19 +100,11 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     """
     source = Path(path)
     metadata, dtypes = _read_header(source)
-    try:
-        description = json.loads(metadata[_KEY])
-        config, training = description["config"], description["training"]
-        shared = description["shared"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{source} is a safetensors file, but not one that stabnet.save wrote: it describes "
-            "no model. Use stabnet.load_weights to read bare weights into a part"
-        ) from error
+    config, training, shared = _description(source, metadata)
     try:
         with torch.random.fork_rng(devices=[]), _skipping_weight_files():
             model = build(config)
-    except StabnetError as error:
+    except (StabnetError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{source} describes a {config.get('name')!r} model of "
             f"{config.get('providers')}, which cannot be built here: {error}"
@@ -120,7 +113,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         if name in dtypes:
             tensor.data = tensor.data.to(dtypes[name])
     tensors = load_file(source)
-    tensors.update({name: tensors[kept] for name, kept in shared.items()})
+    tensors.update({name: tensors[kept] for name, kept in shared.items() if kept in tensors})
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
@@ -129,6 +122,28 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
             f"description builds with {config.get('providers')}: {error}"
         ) from error
     return model.to(device).train(training)
+
+
+def _description(
+    source: Path, metadata: Mapping[str, str]
+) -> tuple[dict[str, Any], bool, dict[str, str]]:
+    """Return a checkpoint's config, mode and shared names; refuse what no :func:`save` wrote."""
+    try:
+        description = json.loads(metadata[_KEY])
+        config, training, shared = (description[k] for k in ("config", "training", "shared"))
+        name, kind = config["name"], config["kind"]
+        whole = all(isinstance(s, str) for s in (name, kind, *shared, *shared.values()))
+        whole = whole and isinstance(training, bool)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        whole = False
+    if not whole:
+        raise CheckpointError(
+            f"{source} is a safetensors file, but not one that stabnet.save wrote: it describes "
+            "no model. Use stabnet.load_weights to read bare weights into a part"
+        )
+    if kind in _NO_MODULES:  # building a data set could even fetch it
+        raise CheckpointError(f"{source} describes no model or part of one, but this: {kind}")
+    return config, training, shared
 
 
 def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> None:

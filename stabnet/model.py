@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -42,8 +43,10 @@ class Normalize(nn.Module):
             raise InvalidOptionError(
                 f"mean has {len(mean)} and std {len(std)} numbers; inputs have {channels} channels"
             )
-        if min(std) <= 0:
-            raise InvalidOptionError(f"std must be positive; got {list(std)}")
+        if not (all(map(math.isfinite, mean)) and all(0 < s < math.inf for s in std)):
+            raise InvalidOptionError(
+                f"mean must be finite and std must be positive; got {list(mean)} and {list(std)}"
+            )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.get_default_dtype()))
         self.register_buffer("std", torch.tensor(std, dtype=torch.get_default_dtype()))
 
@@ -103,7 +106,8 @@ class StabilityModel(nn.Module):
         """Return the outputs (logits or values) for inputs ``(batch, *in_shape)``.
 
         Raises:
-            InvalidInputError: for inputs of another shape or dtype, or with NaN or infinite values.
+            InvalidInputError: for inputs of another shape, of integers, or with NaN or infinite
+                values.
         """
         return self.run(x)[0]
 

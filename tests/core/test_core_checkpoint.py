@@ -190,3 +190,29 @@ def test_unwritable_folder_is_an_error_of_ours(tmp_path):
     file.write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         stabnet.save(_model(), file / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "deq"},
+        {"config": 3},
+        {"config": None},
+        {"config": {"name": [1], "kind": "model"}},
+        {"training": "yes"},
+        {"shared": ["a"]},
+        {"shared": {"a": ["b"]}},
+        {"shared": {"a": "b"}, "config": {"name": "deq", "kind": "model"}},
+        {"config": {"name": "deq", "kind": "model", "backbone": {"name": "mlp", "hidden": "x"}}},
+        {"config": {"name": "digits", "kind": "dataset"}},
+        {"config": {"name": "pgd", "kind": "attack", "eps": 0.1}},
+    ],
+)
+def test_odd_descriptions_are_errors_of_ours(tmp_path, change):
+    path = stabnet.save(_model(), tmp_path / "model.safetensors")
+    with safetensors.safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["stabnet"])
+    text = json.dumps({**description, **change})
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {"stabnet": text})
+    with pytest.raises(CheckpointError):
+        stabnet.load(path)

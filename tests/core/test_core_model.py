@@ -115,6 +115,7 @@ def test_inputs_that_do_not_fit_are_refused_and_nothing_changes(x, words):
         ({"mean": (0.1,)}, "mean and std together"),
         ({"mean": (0.1, 0.2), "std": (1, 1)}, "1 channels"),
         ({"mean": (0.1,), "std": (0.0,)}, "std must be positive"),
+        ({"mean": (0.1,), "std": (float("nan"),)}, "std must be positive"),
         ({"num_outputs": 9}, "Use a wider state"),
         ({"projection": "outputs"}, "no reading"),
         ({"alpha": -1.0}, "alpha"),
