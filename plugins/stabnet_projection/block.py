@@ -14,7 +14,7 @@ from stabnet import InvalidOptionError
 from stabnet.interfaces import Block, Features, Guarantee, Potential
 
 from .flow import ProjectionFlow, no_claim_on_inputs
-from .projected import check_alpha, project
+from .projected import NO_CRITICAL_POINTS, check_alpha, project
 
 __all__ = ["PointProjection", "Reading", "projection"]
 
@@ -129,7 +129,7 @@ class PointProjection(Block):
                 formula=f"∇V(z*)ᵀ v ≤ −{self.alpha}·V(z*)",
                 source="Manek & Kolter 2019, (10); Chu et al. 2023, (8)",
                 status="by construction",
-                assumptions=("exact arithmetic, up to rounding",),
+                assumptions=("exact arithmetic, up to rounding", NO_CRITICAL_POINTS),
             ),
             no_claim_on_inputs(
                 "the projection is applied once, to an equilibrium that moves with x"

@@ -108,11 +108,11 @@ class ProjectionFlow(Block):
 
     def guarantees(self) -> list[Guarantee]:
         """Return exponential stability of the equilibrium in the state, and what it is not."""
-        rate = f"{self.alpha}"
+        rate, stable = f"{self.alpha}", "exponentially stable" if self.alpha > 0 else "stable"
         return [
             Guarantee(
-                claim="each input's equilibrium is exponentially stable in the state z, along the "
-                "steps as they are taken",
+                claim=f"each input's equilibrium is {stable} in the state z, along the steps as "
+                "they are taken",
                 formula=f"V(z_k) ≤ V(z_0) e^(−{rate} t_k), "
                 f"‖z_k − z*‖ ≤ √(V(z_0)/η) e^(−{rate} t_k/2)",
                 source="Manek & Kolter 2019, Theorem 1; step of Lawrence et al. 2020; V convex",
@@ -120,6 +120,7 @@ class ProjectionFlow(Block):
                 assumptions=(
                     "z* is the state that the solver returned, within its residual of the true "
                     "equilibrium",
+                    "V is convex, zero at z* and at least η‖z − z*‖², as icnn is",
                     "exact arithmetic, up to rounding",
                 ),
             ),

@@ -30,7 +30,7 @@ def smooth_relu(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
         width: the width ``d > 0`` of the quadratic part.
 
     References:
-        [LyaDEQ] (12); [MK], section 4.
+        [LyaDEQ] (12); [MK] (13).
     """
     slope = (x / width).clamp(0, 1)
     return slope * (x - slope * (width / 2)), slope
@@ -94,7 +94,7 @@ class ICNN(Potential):
         self, z: Float[Tensor, "*batch n"], context: Context | None = None
     ) -> Float[Tensor, "*batch"]:
         """Evaluate ``V``; the center is ``context.center``, or the origin."""
-        return self._evaluate(z, context)[0]
+        return self.value_and_gradient(z, context)[0]
 
     def value_and_gradient(
         self, z: Float[Tensor, "*batch n"], context: Context | None = None
@@ -102,14 +102,18 @@ class ICNN(Potential):
         r"""Evaluate ``V`` and its gradient, in closed form.
 
         .. math:: \nabla V = \sigma'(\cdot)\,(\nabla g(z) - \tau \nabla g(c)) + 2\eta (z - c)
+
+        Autocast is switched off: near the center its rounding would outweigh the values.
         """
-        return self._evaluate(z, context)
+        with torch.autocast(z.device.type, enabled=False):
+            precision = torch.promote_types(z.dtype, self.positive[0].dtype)
+            return self._evaluate(z.to(precision), context)
 
     def _evaluate(self, z: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         ndim = len(self.state_shape)
         center = None if context is None else context.center
         c = z.new_zeros(self.state_shape) if center is None else center
-        c = c if center is None else lift_features(c, z, ndim)
+        c = c if center is None else lift_features(c.to(z.dtype), z, ndim)
         flat, flat_c = z.flatten(-ndim), c.flatten(-ndim)
         g, slope = self._network(flat)
         g_c, slope_c = self._network(flat_c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -17,11 +18,15 @@ __all__ = ["ProjectedField", "check_alpha", "project"]
 
 Part = str | Mapping[str, Any] | nn.Module
 
+NO_CRITICAL_POINTS = "∇V vanishes only where V does, as it does for icnn"
+
 
 def check_alpha(alpha: float) -> float:
-    """Return the decay rate, or raise :class:`stabnet.InvalidOptionError` if it is negative."""
-    if not alpha >= 0:
-        raise InvalidOptionError(f"the decay rate alpha must not be negative; got {alpha}")
+    """Return the decay rate, or raise :class:`stabnet.InvalidOptionError` if it cannot be one."""
+    if not 0 <= alpha < math.inf:
+        raise InvalidOptionError(
+            f"the decay rate alpha must be finite and not negative; got {alpha}"
+        )
     return alpha
 
 
@@ -67,8 +72,8 @@ def project(
 class ProjectedField(VectorField):
     r"""Any field, projected so that it descends a Lyapunov function at rate ``alpha``.
 
-    Along its trajectories :math:`V(z(t)) \le V(z(0)) e^{-\alpha t}`. With the origin as center,
-    nothing but the origin can be an equilibrium.
+    Along its trajectories :math:`V(z(t)) \le V(z(0)) e^{-\alpha t}`. With the origin as center
+    and a positive rate, nothing but the origin can be an equilibrium.
 
     Args:
         state_shape: shape of one state.
@@ -128,6 +133,7 @@ class ProjectedField(VectorField):
                 status="by construction",
                 assumptions=(
                     "exact arithmetic, up to rounding",
+                    NO_CRITICAL_POINTS,
                     "the flow is exact: a step of a general integrator may raise V",
                 ),
             )

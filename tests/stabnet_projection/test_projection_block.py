@@ -102,6 +102,13 @@ def test_flow_passes_gradcheck_in_center_and_features():
     assert torch.autograd.gradcheck(lambda z, u: flow(z, u).state, inputs)
 
 
+def test_rate_zero_claims_no_exponential_stability():
+    for alpha, word in ((0.0, " stable"), (1.0, "exponentially stable")):
+        claim = _flow(alpha, 1.0, 0.5)[0].guarantees()[0].claim
+        assert word in claim
+        assert ("exponentially" in claim) == (alpha > 0)
+
+
 def test_every_reading_says_that_inputs_are_not_covered():
     flow, _, _ = _flow(1.0, 1.0, 0.5)
     for block in (

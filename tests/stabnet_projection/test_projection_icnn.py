@@ -136,3 +136,17 @@ def test_works_under_vmap_inference_mode_and_compiles():
         backend="eager",
     )
     torch.testing.assert_close(compiled(z, c), expected)
+
+
+@pytest.mark.parametrize("tangent", [False, True])
+def test_autocast_does_not_touch_the_potential(tangent):
+    torch.manual_seed(0)
+    potential = ICNN((4,), tangent=tangent)
+    center = torch.randn(9, 4)
+    z, context = center + 1e-2 * torch.randn(9, 4), Context(center=center)
+    expected = potential.value_and_gradient(z, context)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(
+            potential.value_and_gradient(z, context), expected, rtol=0, atol=0
+        )
+        assert potential(z.bfloat16(), context).dtype == torch.float32

@@ -116,9 +116,10 @@ def test_trajectories_obey_the_exponential_bound():
             assert (z.norm(dim=1) <= 1.01 * bound).all()
 
 
-def test_negative_rate_is_refused():
+@pytest.mark.parametrize("alpha", [-1.0, float("inf"), float("nan")])
+def test_rate_out_of_range_is_refused(alpha):
     with pytest.raises(stabnet.InvalidOptionError, match="alpha"):
-        ProjectedField((4,), (4,), _Outward((4,), (4,)), alpha=-1.0)
+        ProjectedField((4,), (4,), _Outward((4,), (4,)), alpha=alpha)
 
 
 def test_guarantee_names_what_it_needs():
