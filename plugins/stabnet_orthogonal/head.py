@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import geotorch
@@ -9,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stabnet import InvalidOptionError
-from stabnet.interfaces import Guarantee
+from stabnet import InvalidOptionError, StabnetError
+from stabnet.interfaces import Guarantee, Status
 
 __all__ = ["OrthogonalHead"]
 
@@ -60,20 +61,34 @@ class OrthogonalHead(nn.Module):
         return float(torch.linalg.matrix_norm(weight @ weight.T - identity))
 
     def lipschitz_bound(self) -> float:
-        """Return an upper bound of ``‖W‖₂``, ``√(1 + ‖WWᵀ − I‖_F)``, computed in float64."""
-        # The product above rounds by less than in_features units per entry.
-        rounding = self.linear.in_features**1.5 * torch.finfo(torch.float64).eps
-        return float((1 + self.orthogonality_error() + 4 * rounding) ** 0.5)
+        """Return an upper bound of ``‖W‖₂``, ``√(1 + ‖WWᵀ − I‖_F)``, computed in float64.
+
+        Raises:
+            StabnetError: if the weight holds NaN or infinite values.
+        """
+        # Each of the num_outputs² entries above rounds by less than in_features units.
+        rows, columns = self.linear.weight.shape
+        rounding = 4 * rows * columns * torch.finfo(torch.float64).eps
+        bound = float((1 + self.orthogonality_error() + rounding) ** 0.5)
+        if not math.isfinite(bound):
+            raise StabnetError("the weight of the orthogonal head is not finite, so has no bound")
+        return bound
 
     def guarantees(self) -> list[Guarantee]:
-        """Return that the head cannot increase distances between states."""
+        """Return by how much the head may increase distances between states."""
+        status: Status = "verified"
+        try:
+            detail = f"L = {self.lipschitz_bound()!r} for the weights as they stand (float64)"
+        except StabnetError as error:
+            status, detail = "falsified", str(error)
         return [
             Guarantee(
-                claim="the head increases no distance between states (it says nothing of inputs)",
+                claim="the head increases no distance between states beyond the factor L, which "
+                "is 1 up to rounding (it says nothing of inputs)",
                 formula="‖h(z) − h(z′)‖₂ ≤ L ‖z − z′‖₂",
                 source="WWᵀ = I by parametrization; L = √(1 + ‖WWᵀ − I‖_F)",
-                status="verified",
+                status=status,
                 assumptions=("the layer is evaluated without rounding",),
-                detail=f"L = {self.lipschitz_bound():.9f} for the weights as they stand (float64)",
+                detail=detail,
             )
         ]

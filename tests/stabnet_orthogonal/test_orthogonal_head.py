@@ -61,3 +61,12 @@ def test_deepcopy_and_state_dict_keep_the_weight():
     other = OrthogonalHead(16, 5)
     other.load_state_dict(head.state_dict())
     assert torch.equal(other(z), head(z))
+
+
+def test_weight_that_is_not_finite_has_no_bound():
+    head = OrthogonalHead(6, 3)
+    with torch.no_grad():
+        head.linear.parametrizations.weight.original.fill_(torch.nan)
+    with pytest.raises(stabnet.StabnetError, match="not finite"):
+        head.lipschitz_bound()
+    assert head.guarantees()[0].status == "falsified"
