@@ -33,9 +33,9 @@ ABLATIONS = {
     "LyaDEQ": {"name": "lyadeq", "head": "orthogonal"},
 }
 TRADE = {
-    **{f"output, alpha {a}": {"name": "lyadeq", "alpha": a} for a in (0.01, 0.1, 1.0, 10.0)},
-    "residual, alpha 1": {"name": "lyadeq", "projection": "residual"},
-    "flow, alpha 1": {"name": "lyadeq", "projection": "flow"},
+    **{f"output, alpha {a}": {"name": "lyadeq", "alpha": a} for a in (0.01, 0.1, 1.0, 2.0, 4.0)},
+    "residual, alpha 2": {"name": "lyadeq", "projection": "residual"},
+    "flow, alpha 2": {"name": "lyadeq", "projection": "flow"},
     "no projection": {"name": "deq", "head": "orthogonal"},
 }
 

@@ -29,7 +29,7 @@ def projection(
     reading: Reading = "output",
     potential: Part | None = None,
     vector_field: Part | None = None,
-    alpha: float = 1.0,
+    alpha: float = 2.0,
     time: float = 1.0,
     step_size: float = 0.1,
 ) -> Block:

@@ -28,7 +28,7 @@ def lyadeq(
     backward_solver: Part | None = None,
     projection: Reading = "output",
     potential: Part | None = None,
-    alpha: float = 1.0,
+    alpha: float = 2.0,
     time: float = 1.0,
     step_size: float = 0.1,
     head: Part = "orthogonal",
@@ -50,7 +50,8 @@ def lyadeq(
         projection: the reading: ``"output"``, ``"residual"`` or ``"flow"``; see
             :func:`stabnet_projection.projection`. Only ``"flow"`` has a theorem, about the state.
         potential: the Lyapunov function; ``None`` for the reading's ``icnn``.
-        alpha: decay rate.
+        alpha: decay rate. At 2, and where the potential is purely quadratic, ``"output"`` reflects
+            the state and keeps its length; far below, the logits become tiny and train slowly.
         time: how long ``"flow"`` carries the state.
         step_size: its largest step.
         head: maps the projected state to logits.
