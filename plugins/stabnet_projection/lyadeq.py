@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,17 +63,22 @@ def lyadeq(
     References:
         [LyaDEQ] (8)–(12); settings of its section on experiments.
     """
-    features = stabnet.build(backbone, kind="backbone", in_shape=tuple(in_shape))
-    shape = features.out_shape
-    equilibrium = Equilibrium(
-        stabnet.build(cell, kind="cell", state_shape=shape, feature_shape=shape),
-        stabnet.build(solver, kind="solver"),
-        None if backward_solver is None else stabnet.build(backward_solver, kind="solver"),
+    plain: StabilityModel = stabnet.build(
+        "deq",
+        in_shape=in_shape,
+        num_outputs=num_outputs,
+        backbone=backbone,
+        cell=cell,
+        solver=solver,
+        backward_solver=backward_solver,
+        head=head,
     )
+    equilibrium = plain.dynamics
+    assert isinstance(equilibrium, Equilibrium)
     block = stabnet.build(
         "projection",
         kind="block",
-        state_shape=shape,
+        state_shape=equilibrium.cell.state_shape,
         reading=projection,
         potential=potential,
         vector_field=CellField(equilibrium.cell) if projection == "flow" else None,
@@ -82,13 +86,5 @@ def lyadeq(
         time=time,
         step_size=step_size,
     )
-    size = math.prod(shape)
-    return StabilityModel(
-        in_shape,
-        num_outputs,
-        features,
-        Stack([equilibrium, block]),
-        stabnet.build(head, kind="head", in_features=size, num_outputs=num_outputs),
-        mean,
-        std,
-    )
+    stages = Stack([equilibrium, block])
+    return StabilityModel(in_shape, num_outputs, plain.backbone, stages, plain.head, mean, std)
