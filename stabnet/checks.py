@@ -18,6 +18,7 @@ __all__ = [
     "frozen_batch_statistics",
     "is_differentiated",
     "is_traced",
+    "modes_restored",
     "seeded",
 ]
 
@@ -97,3 +98,17 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def modes_restored(*modules: nn.Module) -> Iterator[None]:
+    """Put every submodule back into its own mode (training or evaluation) after the block.
+
+    ``module.train()`` would not do: it wakes submodules that were frozen in eval mode.
+    """
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training

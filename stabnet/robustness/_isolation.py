@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..checks import modes_restored
+
 __all__ = ["eval_mode", "seeded"]
 
 
@@ -15,18 +17,12 @@ __all__ = ["eval_mode", "seeded"]
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode within the block, and give every module its own mode back.
 
-    ``model.train()`` afterwards would not do: it wakes sub-modules that were frozen in eval mode.
-
     Args:
         model: any module.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_restored(model):
+        model.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

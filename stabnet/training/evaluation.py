@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,24 +11,14 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 
+from ..checks import modes_restored
 from ..errors import InvalidInputError
 from ..interfaces import Objective
 from ..plugin import build
 from .metrics import Means
 from .protocol import Batches
 
-__all__ = ["evaluate", "modes_restored"]
-
-
-@contextmanager
-def modes_restored(*modules: nn.Module) -> Iterator[None]:
-    """Put every submodule back into its own mode (training or evaluation) after the block."""
-    modes = [(m, m.training) for module in modules for m in module.modules()]
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
+__all__ = ["evaluate"]
 
 
 def evaluate(

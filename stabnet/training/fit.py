@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..checks import modes_restored
 from ..errors import InvalidOptionError
 from ..files import write_text
 from ..interfaces import Objective
@@ -21,7 +22,7 @@ from ..plugin import build
 from .accelerator import Precision, make_accelerator
 from .description import describe_run, load_splits
 from .engine import Engine
-from .evaluation import evaluate, modes_restored
+from .evaluation import evaluate
 from .ledger import Ledger
 from .optimization import Schedule
 from .options import Options

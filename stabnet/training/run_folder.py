@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..checkpoint import save
+from ..checks import modes_restored
 from ..errors import CheckpointError, InvalidOptionError, UndescribedPartError
 from ..files import replacing, write_text
-from .evaluation import modes_restored
 
 __all__ = ["RunFolder"]
 
