@@ -36,12 +36,15 @@ class Context:
 _LEAVES = tuple(f.name for f in fields(Context) if f.name != "head")
 
 
-def _flatten(context: Context) -> tuple[list[Any], Any]:
-    return [getattr(context, n) for n in _LEAVES], context.head
+def _flatten(context: Context) -> tuple[list[Any], tuple[Any, ...]]:
+    # What is absent is no leaf: torch.vmap, for one, takes tensors only.
+    present = tuple(n for n in _LEAVES if getattr(context, n) is not None)
+    return [getattr(context, n) for n in present], (present, context.head)
 
 
-def _unflatten(leaves: Any, head: Any) -> Context:
-    return Context(**dict(zip(_LEAVES, leaves, strict=True)), head=head)
+def _unflatten(leaves: Any, static: Any) -> Context:
+    present, head = static
+    return Context(**dict(zip(present, leaves, strict=True)), head=head)
 
 
 pytree.register_pytree_node(Context, _flatten, _unflatten, serialized_type_name="stabnet.Context")

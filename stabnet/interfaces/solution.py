@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch.utils._pytree as pytree
@@ -35,7 +35,7 @@ class SolverResult:
     nfe: int
 
 
-@dataclass
+@dataclass(eq=False)
 class BackwardRecord:
     """Statistics of the backward pass, filled in once it has run.
 
@@ -50,7 +50,7 @@ class BackwardRecord:
     converged: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """The outcome of running a dynamics on a batch of features.
 
@@ -71,22 +71,30 @@ class Solution:
     states: State | None = None
     residual: Float[Tensor, " batch"] | None = None
     converged: Bool[Tensor, " batch"] | None = None
-    backward: BackwardRecord | None = field(default=None, compare=False)
+    backward: BackwardRecord | None = None
     stages: tuple[Solution, ...] = ()
 
 
 _LEAVES = ("state", "times", "states", "residual", "converged", "stages")
-_STATIC = tuple(f.name for f in fields(Solution) if f.name not in _LEAVES)
 
 
 def _flatten(solution: Solution) -> tuple[list[Any], tuple[Any, ...]]:
-    return [getattr(solution, n) for n in _LEAVES], tuple(getattr(solution, n) for n in _STATIC)
+    # What is absent is no leaf: torch.vmap, for one, takes tensors only.
+    present = tuple(n for n in _LEAVES if getattr(solution, n) is not None)
+    return [getattr(solution, n) for n in present], (present, solution.nfe, solution.backward)
 
 
-def _unflatten(leaves: Any, static: Any) -> Solution:
-    return Solution(
-        **dict(zip(_LEAVES, leaves, strict=True)), **dict(zip(_STATIC, static, strict=True))
-    )
+def _unflatten(leaves: Any, context: Any) -> Solution:
+    present, nfe, backward = context
+    return Solution(**dict(zip(present, leaves, strict=True)), nfe=nfe, backward=backward)
 
 
-pytree.register_pytree_node(Solution, _flatten, _unflatten, serialized_type_name="stabnet.Solution")
+pytree.register_pytree_node(
+    Solution,
+    _flatten,
+    _unflatten,
+    serialized_type_name="stabnet.Solution",
+    # An exported program has no backward pass to keep a record of.
+    to_dumpable_context=lambda context: list(context[:2]),
+    from_dumpable_context=lambda dumped: (tuple(dumped[0]), dumped[1], None),
+)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from torch import nn
 
 import stabnet
@@ -142,6 +143,30 @@ def test_single_samples_and_mixed_precision_work():
         low = model(x)
     assert torch.isfinite(low).all()
     assert (low.float() - model(x)).abs().max() < 0.1
+
+
+def test_what_a_run_returns_can_be_mapped_exported_and_saved():
+    class Run(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model.run(x)
+
+    solver = {"name": "anderson", "fixed_iterations": True, "max_evaluations": 6}
+    run, x = Run(_model(projection="flow", solver=solver).eval()), torch.rand(4, 1, 8, 8)
+    logits, solution = run(x)
+    _, mapped = torch.vmap(lambda row: run(row[None]))(x)
+    torch.testing.assert_close(mapped.state[:, 0], solution.state)
+    torch.testing.assert_close(mapped.stages[0].residual[:, 0], solution.stages[0].residual)
+    assert mapped.nfe == solution.nfe
+    exported = torch.export.export(run, (x,))
+    spec = pytree.treespec_loads(pytree.treespec_dumps(exported.call_spec.out_spec))
+    again, found = pytree.tree_unflatten(pytree.tree_leaves(exported.module()(x)), spec)
+    torch.testing.assert_close(again, logits)
+    assert found.nfe == solution.nfe
+    assert found.times is None
 
 
 def test_a_model_assembled_by_hand_works_but_has_no_config():
