@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,7 @@ def check_finite(x: Tensor, what: str) -> None:
     )
 
 
-@contextmanager
-def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_batch_statistics(module: nn.Module) -> AbstractContextManager[None]:
     """Leave the running statistics of batch normalization alone within the block.
 
     Layers in training mode still normalize by the batch's statistics; they only don't record them.
@@ -63,6 +62,12 @@ def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
         for m in module.modules()
         if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
     ]
+    # In eval mode nothing is left to switch, and a null context compiles where ours would not.
+    return _not_tracking(switched) if switched else nullcontext()
+
+
+@contextmanager
+def _not_tracking(switched: list[_BatchNorm]) -> Iterator[None]:
     for m in switched:
         m.track_running_stats = False
     try:
@@ -79,8 +84,7 @@ def dropout_seed(module: nn.Module) -> int | None:
     return int(torch.randint(2**62, ()))
 
 
-@contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def seeded(seed: int | None, device: torch.device) -> AbstractContextManager[None]:
     """Draw random numbers from a seed within the block, and go on as before after it.
 
     Two evaluations of a map with dropout are evaluations of one map only if their masks agree.
@@ -89,9 +93,11 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         seed: the seed; ``None`` to leave random numbers alone.
         device: where the numbers are drawn.
     """
-    if seed is None:
-        yield
-        return
+    return nullcontext() if seed is None else _drawing_from(seed, device)
+
+
+@contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

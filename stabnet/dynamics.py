@@ -58,7 +58,7 @@ class CellField(VectorField):
     def __init__(self, cell: Cell) -> None:
         super().__init__()
         self.cell = cell
-        self.state_shape = cast(tuple[int, ...], cell.state_shape)
+        self.state_shape = cast("tuple[int, ...]", cell.state_shape)
         self.feature_shape = cell.feature_shape
 
     def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
@@ -271,7 +271,7 @@ def _zeros(
     """Return the zero state: a tensor, or for a tuple of shapes a tuple of tensors."""
     if shape and isinstance(shape[0], tuple):
         return tuple(like.new_zeros((batch, *part), dtype=dtype) for part in shape)
-    return like.new_zeros((batch, *cast(tuple[int, ...], shape)), dtype=dtype)
+    return like.new_zeros((batch, *cast("tuple[int, ...]", shape)), dtype=dtype)
 
 
 def _ravel(state: State, joint: bool) -> tuple[Tensor, Callable[[Tensor], State]]:

@@ -95,5 +95,10 @@ class Potential(nn.Module, ABC):
             value = self(z, context)
             return value.sum(), value
 
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            # Older torch records nothing there, not even for torch.func, and the gradient is zero.
+            with torch.inference_mode(False), torch.no_grad():
+                copied = pytree.tree_map_only(Tensor, torch.clone, (z, context))
+                return self.value_and_gradient(*copied)
         gradient, value = torch.func.grad(total, has_aux=True)(z)
         return value, gradient

@@ -161,7 +161,8 @@ def test_what_a_run_returns_can_be_mapped_exported_and_saved():
     torch.testing.assert_close(mapped.state[:, 0], solution.state)
     torch.testing.assert_close(mapped.stages[0].residual[:, 0], solution.stages[0].residual)
     assert mapped.nfe == solution.nfe
-    exported = torch.export.export(run, (x,))
+    with torch.no_grad():  # torch 2.6 cannot trace a backward pass
+        exported = torch.export.export(run, (x,))
     spec = pytree.treespec_loads(pytree.treespec_dumps(exported.call_spec.out_spec))
     again, found = pytree.tree_unflatten(pytree.tree_leaves(exported.module()(x)), spec)
     torch.testing.assert_close(again, logits)

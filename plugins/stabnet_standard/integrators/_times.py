@@ -15,6 +15,8 @@ import stabnet
 
 __all__ = ["checked_times", "rounding"]
 
+_EPSILON = sys.float_info.epsilon
+
 
 def checked_times(times: Sequence[float] | Float[Tensor, " times"]) -> list[float]:
     """Return the times as numbers, after checking them.
@@ -51,4 +53,4 @@ def rounding(times: Sequence[float] | Float[Tensor, " times"]) -> float:
     """Return the unit of rounding of the numbers that the times are given in."""
     if isinstance(times, Tensor) and times.is_floating_point():
         return torch.finfo(times.dtype).eps
-    return sys.float_info.epsilon
+    return _EPSILON
