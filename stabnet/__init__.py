@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from .checkpoint import load as load
     from .checkpoint import load_weights as load_weights
     from .checkpoint import save as save
-    from .dynamics import CellField as CellField
-    from .dynamics import Equilibrium as Equilibrium
-    from .dynamics import Flow as Flow
-    from .dynamics import Stack as Stack
+    from .equilibrium import CellField as CellField
+    from .equilibrium import Equilibrium as Equilibrium
+    from .flow import Flow as Flow
     from .model import StabilityModel as StabilityModel
+    from .stack import Stack as Stack
 
 try:
     __version__ = version("stabnet")
@@ -58,11 +58,11 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 _LAZY = {
-    "CellField": ".dynamics",
-    "Equilibrium": ".dynamics",
-    "Flow": ".dynamics",
+    "CellField": ".equilibrium",
+    "Equilibrium": ".equilibrium",
+    "Flow": ".flow",
     "StabilityModel": ".model",
-    "Stack": ".dynamics",
+    "Stack": ".stack",
     "load": ".checkpoint",
     "load_weights": ".checkpoint",
     "save": ".checkpoint",

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .checks import check_finite, frozen_batch_statistics
-from .dynamics import Stack
 from .errors import InvalidInputError, InvalidOptionError, UndescribedPartError
 from .interfaces import Backbone, Dynamics, Features, Guarantee, Guaranteed, Solution, State
 from .plugin import CONFIG_ATTRIBUTE
+from .stack import Stack
 
 __all__ = ["Normalize", "StabilityModel"]
 

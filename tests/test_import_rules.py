@@ -35,7 +35,17 @@ CORE = ROOT / "stabnet"
 PLUGINS = ROOT / "plugins"
 
 GROUND = {"errors", "interfaces", "bounds"}
-ASSEMBLY = {"checks", "files", "dynamics", "implicit", "model", "checkpoint"}
+ASSEMBLY = {
+    "checks",
+    "files",
+    "states",
+    "flow",
+    "equilibrium",
+    "stack",
+    "implicit",
+    "model",
+    "checkpoint",
+}
 SERVICES = {"data", "training", "robustness", "certify", "plots", "testing"}
 PACKAGE = "stabnet"
 
@@ -250,7 +260,7 @@ def test_rules_of_the_plugins_catch(source, fault):
     ("module", "source"),
     [
         ("stabnet.model", "from .errors import StabnetError\nfrom .interfaces import Cell"),
-        ("stabnet.model", "import torch\nfrom .dynamics import Flow"),
+        ("stabnet.model", "import torch\nfrom .flow import Flow"),
         ("stabnet.interfaces.cell", "from .solution import State"),
         ("stabnet.training.loop", "from .. import build, data\nfrom ..errors import PluginError"),
     ],

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..dynamics import Equilibrium, Flow
+from ..equilibrium import Equilibrium
+from ..flow import Flow
 from ..interfaces import (
     Backbone,
     Cell,

@@ -7,8 +7,9 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..dynamics import Equilibrium, Flow
+from ..equilibrium import Equilibrium
 from ..errors import InvalidOptionError
+from ..flow import Flow
 from ..interfaces import Objective
 
 __all__ = ["DatasetInfo", "TrainingData", "check_match"]
