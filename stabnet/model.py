@@ -199,4 +199,10 @@ class StabilityModel(nn.Module):
                 f"inputs have dtype {x.dtype}; expected floating point, images in [0, 1]. "
                 "Divide 8-bit images by 255"
             )
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise InvalidInputError(
+                f"inputs have dtype {x.dtype} and the model {own}; convert the inputs with "
+                f"x.to({own}), or the model with model.to({x.dtype})"
+            )
         check_finite(x, "the input batch")

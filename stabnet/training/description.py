@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import accelerate
@@ -22,15 +23,17 @@ from .protocol import Batches, TrainingData
 __all__ = ["describe_run", "load_splits"]
 
 
-def load_splits(data: TrainingData, batch_size: int) -> dict[str, Batches]:
+def load_splits(data: TrainingData, batch_size: int, model: nn.Module) -> dict[str, Batches]:
     """Return the loaders of all three splits; only training is shuffled and augmented.
 
     Args:
         data: the data.
         batch_size: samples per batch.
+        model: what will be trained on them.
 
     Raises:
-        InvalidOptionError: if a split is empty.
+        InvalidOptionError: if a split is empty, or the last training batch would be a single
+            sample of which batch normalization has no statistics.
     """
     loaders: dict[str, Batches] = {
         split: data.loader(
@@ -44,6 +47,14 @@ def load_splits(data: TrainingData, batch_size: int) -> dict[str, Batches]:
                 f"the {split} set has no batch; the best epoch is chosen on the validation set, "
                 "so all three must have samples"
             )
+    samples = len(loaders["train"].dataset)  # type: ignore[arg-type]
+    normalizes = any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+    if normalizes and (batch_size == 1 or samples % batch_size == 1):
+        other = next(size for size in count(batch_size + 1) if samples % size != 1)
+        raise InvalidOptionError(
+            f"batch_size={batch_size} leaves one of the {samples} training samples alone in a "
+            f"batch, and batch normalization needs two; use another, such as {other}"
+        )
     return loaders
 
 

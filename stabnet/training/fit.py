@@ -119,7 +119,7 @@ def fit(
     check_match(model, module, data)
     accelerator = make_accelerator(device, mixed_precision)
     with random_state_restored(accelerator.device), modes_restored(model, module):
-        loaders = load_splits(data, batch_size)
+        loaders = load_splits(data, batch_size, model)
         config = describe_run(model, module, data, loaders, options, accelerator)
         folder = RunFolder(Path(run_dir))
         resuming = folder.check(config, resume)

@@ -97,6 +97,7 @@ def test_conventional_spellings_give_the_same_model():
         (torch.rand(2, 3, 8, 8), r"expected \(batch, 1, 8, 8\)"),
         (torch.rand(1, 8, 8), r"expected \(batch, 1, 8, 8\)"),
         (torch.randint(255, (2, 1, 8, 8), dtype=torch.uint8), "Divide 8-bit images by 255"),
+        (torch.rand(2, 1, 8, 8, dtype=torch.float64), "convert the inputs"),
         (torch.full((2, 1, 8, 8), torch.nan), "NaN or infinite values in 2 of 2"),
         (torch.full((2, 1, 8, 8), torch.inf), "NaN or infinite"),
     ],

@@ -408,3 +408,12 @@ def test_an_objective_for_equilibria_takes_a_stack_with_one(tmp_path):
     stack = stabnet.Stack([parts.dynamics])
     model = stabnet.StabilityModel((1, 2, 3), 3, _Flat((1, 2, 3)), stack, parts.head)
     assert train(tmp_path / "run", model, objective=_NeedsEquilibrium(), epochs=1).complete
+
+
+@pytest.mark.parametrize("batch_size", [1, 431])
+def test_batch_size_that_leaves_batch_norm_a_single_sample_is_refused(tmp_path, batch_size):
+    data = stabnet.data.split(stabnet.data.load("digits"))
+    model = stabnet.build("deq", in_channels=1, image_size=8, backbone="linear")
+    with pytest.raises(stabnet.InvalidOptionError, match="needs two; use another, such as"):
+        fit(model, data, batch_size=batch_size, run_dir=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
