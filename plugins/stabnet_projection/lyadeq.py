@@ -48,7 +48,9 @@ def lyadeq(
         backward_solver: solves the adjoint equation; ``solver`` if ``None``.
         projection: the reading: ``"output"``, ``"residual"`` or ``"flow"``; see
             :func:`stabnet_projection.projection`. Only ``"flow"`` has a theorem, about the state.
-        potential: the Lyapunov function; ``None`` for the reading's ``icnn``.
+        potential: the Lyapunov function; ``None`` for the reading's ``icnn`` with our constants
+            (η = 0.1, one hidden layer of width 64, d = 1). Set them with ``{"name": "icnn",
+            "eta": …, "hidden": …, "smoothing": …}``, and for ``"flow"`` also ``"tangent": True``.
         alpha: decay rate. At 2, and where the potential is purely quadratic, ``"output"`` reflects
             the state and keeps its length; far below, the logits become tiny and train slowly.
         time: how long ``"flow"`` carries the state.
