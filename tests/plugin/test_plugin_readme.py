@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from stabnet.plugin import KINDS
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -80,3 +82,10 @@ def test_readme_has_the_two_commands_once_each():
         'pip install ".[attacks]" && stabnet train lyadeq',
         'pip install -e ".[dev]" && pytest',
     ]
+
+
+def test_contributing_states_the_contract_of_every_kind():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for kind in KINDS.values():
+        passed = ", ".join(f"`{name}`" for name in kind.contract) or "nothing"
+        assert f"| `{kind.name}` | {passed} | {kind.returns} |" in text
