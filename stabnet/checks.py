@@ -85,9 +85,10 @@ def dropout_seed(module: nn.Module) -> int | None:
 
 
 def seeded(seed: int | None, device: torch.device) -> AbstractContextManager[None]:
-    """Draw random numbers from a seed within the block, and go on as before after it.
+    """Draw from seeded random numbers within the block, and give the caller's own back.
 
-    Two evaluations of a map with dropout are evaluations of one map only if their masks agree.
+    Governs torch's global generators of the CPU and of ``device`` where that is a CUDA or XPU
+    device, and no other generator. (``torch.manual_seed`` would seed every device.)
 
     Args:
         seed: the seed; ``None`` to leave random numbers alone.
@@ -98,12 +99,20 @@ def seeded(seed: int | None, device: torch.device) -> AbstractContextManager[Non
 
 @contextmanager
 def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    generators = [torch.default_generator]
+    if device.type in ("cuda", "xpu"):
+        backend = torch.get_device_module(device)
+        backend.init()
+        index = backend.current_device() if device.index is None else device.index
+        generators.append(backend.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 The service knows no attack by its class; it asks for attacks by name.
 """
 
+from ..checks import seeded
 from ._checks import AttackError, check_images, check_logits, check_perturbation, perturbation
 from ._evaluate import attack_model
-from ._isolation import eval_mode, seeded
+from ._isolation import eval_mode
 from ._masking import masking_warnings
 from ._protocol import PAPER_EPS, paper_protocol
 from ._report import RobustnessReport

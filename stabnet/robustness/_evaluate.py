@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..checks import seeded
 from ..errors import InvalidInputError, InvalidOptionError
 from ..interfaces import Attack, Solution
 from ..plugin import CONFIG_ATTRIBUTE, build
 from ._checks import check_images, check_logits, check_perturbation
-from ._isolation import eval_mode, seeded
+from ._isolation import eval_mode
 from ._results import AttackResult, CleanResult
 
 __all__ = ["Batches", "attack_model", "evaluate", "name_of"]
