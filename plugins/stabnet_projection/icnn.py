@@ -112,8 +112,8 @@ class ICNN(Potential):
     def _evaluate(self, z: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         ndim = len(self.state_shape)
         center = None if context is None else context.center
-        c = z.new_zeros(self.state_shape) if center is None else center
-        c = c if center is None else lift_features(c.to(z.dtype), z, ndim)
+        origin = z.new_zeros(self.state_shape)
+        c = origin if center is None else lift_features(center.to(z.dtype), z, ndim)
         flat, flat_c = z.flatten(-ndim), c.flatten(-ndim)
         g, slope = self._network(flat)
         g_c, slope_c = self._network(flat_c)
