@@ -22,6 +22,7 @@ from .objective import Objective
 from .potential import Context, Potential
 from .solution import BackwardRecord, Features, Solution, SolverResult, State
 from .solver import FixedPointMap, Solver
+from .splitting import SplitCell, SplitMap, Splitting
 from .vector_field import VectorField, lift_features
 
 __all__ = [
@@ -48,6 +49,9 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverResult",
+    "SplitCell",
+    "SplitMap",
+    "Splitting",
     "State",
     "Status",
     "Trajectory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,6 +38,14 @@ class Cell(nn.Module, ABC):
         Returns:
             The image of ``z``, with its shape.
         """
+
+    def at(self, u: Features) -> Callable[[State], State]:
+        """Return the map ``z ↦ f(z, u)`` of these features, to be evaluated many times.
+
+        A cell overrides it to compute once what does not depend on ``z``. The map is valid as long
+        as parameters and modes stay as they are.
+        """
+        return lambda z: self(z, u)
 
     @property
     def per_sample(self) -> bool:
