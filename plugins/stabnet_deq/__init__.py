@@ -11,12 +11,35 @@ from . import references
 
 _LAZY = {
     "Anderson": ".solvers.anderson",
+    "ConvCell": ".conv",
     "DEQCell": ".cell",
+    "Diagnosis": ".diagnostics",
+    "Distance": ".diagnostics",
+    "JacobianRegularized": ".regularization",
+    "MultiscaleCell": ".multiscale",
     "Picard": ".solvers.picard",
+    "Spread": ".diagnostics",
     "deq": ".deq",
+    "diagnose": ".diagnostics",
+    "distance_travelled": ".diagnostics",
+    "spectral_radius": ".arnoldi",
 }
 
-__all__ = ["Anderson", "DEQCell", "Picard", "deq"]
+__all__ = [
+    "Anderson",
+    "ConvCell",
+    "DEQCell",
+    "Diagnosis",
+    "Distance",
+    "JacobianRegularized",
+    "MultiscaleCell",
+    "Picard",
+    "Spread",
+    "deq",
+    "diagnose",
+    "distance_travelled",
+    "spectral_radius",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,6 +58,24 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         reference=(references.LYADEQ, references.DEQ),
         example={"state_shape": (6,), "feature_shape": (6,)},
     )
+    registrar.cell(
+        "conv",
+        "stabnet_deq.conv:ConvCell",
+        summary="residual block of convolutions with group normalization, driven by the features",
+        reference=(references.MDEQ, references.DEQ),
+        example={"state_shape": (4, 3, 3), "feature_shape": (4, 3, 3), "groups": 2},
+    )
+    registrar.cell(
+        "multiscale",
+        "stabnet_deq.multiscale:MultiscaleCell",
+        summary="residual blocks on several resolutions, with fusion across them",
+        reference=references.MDEQ,
+        example={
+            "state_shape": ((2, 3, 4), (4, 2, 2)),
+            "feature_shape": (2, 3, 4),
+            "groups": 1,
+        },
+    )
     registrar.solver(
         "picard",
         "stabnet_deq.solvers.picard:Picard",
@@ -47,6 +88,13 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         summary="Anderson acceleration (type II) with a safeguard",
         reference=references.ANDERSON,
         example={"tolerance": 1e-11, "max_evaluations": 200},
+    )
+    registrar.objective(
+        "jacobian_regularized",
+        "stabnet_deq.regularization:JacobianRegularized",
+        summary="another objective, plus the size of the cell's Jacobian at the equilibrium",
+        reference=references.JACOBIAN_REGULARIZATION,
+        example={"base_objective": "cross_entropy", "weight": 0.5, "samples": 2},
     )
     registrar.model(
         "deq",

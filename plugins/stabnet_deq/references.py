@@ -23,3 +23,17 @@ LYADEQ = """@article{chu2023learning,
   journal = {arXiv preprint arXiv:2304.12707},
   year = {2023}
 }"""
+
+MDEQ = """@inproceedings{bai2020multiscale,
+  title = {Multiscale Deep Equilibrium Models},
+  author = {Bai, Shaojie and Koltun, Vladlen and Kolter, J. Zico},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2020}
+}"""
+
+JACOBIAN_REGULARIZATION = """@inproceedings{bai2021stabilizing,
+  title = {Stabilizing Equilibrium Models by {J}acobian Regularization},
+  author = {Bai, Shaojie and Koltun, Vladlen and Kolter, J. Zico},
+  booktitle = {International Conference on Machine Learning},
+  year = {2021}
+}"""

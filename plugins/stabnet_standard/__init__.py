@@ -81,6 +81,12 @@ def _register_backbones(registrar: stabnet.Registrar) -> None:
         summary="a few convolutions with batch normalization, averaged",
         example={"in_shape": (1, 8, 8), "channels": (4, 5), "width": 6},
     )
+    registrar.backbone(
+        "stem",
+        f"{package}:stem",
+        summary="one convolution with batch normalization; features on a grid",
+        example={"in_shape": (1, 9, 8), "channels": 4, "stride": 2},
+    )
     for name, size in (("resnet20", "0.27 M"), ("resnet56", "0.85 M")):
         registrar.backbone(
             name,

@@ -7,6 +7,7 @@ from .convnet import convnet
 from .dense import identity, linear, mlp
 from .resnet18 import resnet18
 from .standard_backbone import StandardBackbone
+from .stem import stem
 
 __all__ = [
     "StandardBackbone",
@@ -17,4 +18,5 @@ __all__ = [
     "resnet18",
     "resnet20",
     "resnet56",
+    "stem",
 ]
