@@ -37,6 +37,7 @@ from .plugin import (
 )
 
 if TYPE_CHECKING:
+    from . import bounds as bounds
     from . import data as data
     from . import interfaces as interfaces
     from . import plots as plots
@@ -67,7 +68,7 @@ _LAZY = {
     "load_weights": ".checkpoint",
     "save": ".checkpoint",
 }
-_ROOMS = ("data", "interfaces", "plots", "robustness", "testing", "training")
+_ROOMS = ("bounds", "data", "interfaces", "plots", "robustness", "testing", "training")
 
 __all__ = [  # noqa: RUF022 - the lazy names are added below
     "CheckpointError",
@@ -99,6 +100,7 @@ __all__ = [  # noqa: RUF022 - the lazy names are added below
     "load",
     "load_weights",
     "save",
+    "bounds",
     "data",
     "interfaces",
     "plots",
