@@ -1,0 +1,75 @@
+"""Linear maps of states that a known orthogonal change of basis makes block-diagonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+__all__ = ["BlockOperator"]
+
+
+@final
+@dataclass(frozen=True)
+class BlockOperator:
+    r"""A linear map :math:`W` of states, block-diagonal in a unitary basis up to scale.
+
+    A dense matrix is a single block in the basis as it is; a circular convolution has one block
+    per frequency. Adjoint, inverse and norm are then those of the blocks.
+
+    Attributes:
+        blocks: the blocks, in single precision at least.
+        encode: change of basis, ``(batch, *state_shape) → (*frequencies, batch, n)``.
+        decode: the way back.
+    """
+
+    blocks: Inexact[Tensor, "*frequencies n n"]
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+
+    def __call__(self, z: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """Return ``Wz`` for each row."""
+        return self.decode(self.encode(z) @ self.blocks.mT).to(z.dtype)
+
+    def adjoint(self) -> BlockOperator:
+        """Return ``Wᵀ``."""
+        return replace(self, blocks=self.blocks.mH)
+
+    def resolvent(self, alpha: float) -> BlockOperator:
+        """Return ``(I + α(I − W))⁻¹``, well conditioned where ``I − W ⪰ mI``."""
+        # Unlike inv, inv_ex does not look at the outcome, which would stall an accelerator.
+        matrix = self._identity() + alpha * self._complement()
+        return replace(self, blocks=torch.linalg.inv_ex(matrix).inverse)
+
+    @torch.no_grad()
+    def complement_norm_bound(self) -> float:
+        """Return an upper bound of ``‖I − W‖₂``; NaN where the weights are not finite.
+
+        From the eigenvalues of the Gram matrix in float64, with a margin for rounding.
+        """
+        wide = torch.complex128 if self.blocks.is_complex() else torch.float64
+        complement = self._complement().to(wide)
+        if not bool(torch.isfinite(complement).all()):
+            return math.nan
+        largest = float(torch.linalg.eigvalsh(complement.mH @ complement).max())
+        # Products and eigenvalues err by less than n² units of the largest eigenvalue.
+        margin = 8 * self.blocks.shape[-1] ** 2 * torch.finfo(torch.float64).eps
+        return math.sqrt(largest * (1 + margin))
+
+    @torch.no_grad()
+    def monotonicity(self) -> float:
+        """Return the smallest eigenvalue of the symmetric part of ``I − W``, in float64."""
+        wide = torch.complex128 if self.blocks.is_complex() else torch.float64
+        complement = self._complement().to(wide)
+        return float(torch.linalg.eigvalsh((complement + complement.mH) / 2).min())
+
+    def _identity(self) -> Tensor:
+        return torch.eye(self.blocks.shape[-1], dtype=self.blocks.dtype, device=self.blocks.device)
+
+    def _complement(self) -> Tensor:
+        return self._identity() - self.blocks
