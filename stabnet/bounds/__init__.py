@@ -23,6 +23,7 @@ from .boxes import NoBoundError, add_interval, ball, check_box
 from .layers import affine_parameters, interval
 from .monotone import monotone_interval, softplus_interval
 from .rounding import gamma, round_down, round_up
+from .spectral import spectral_norm_bound
 
 __all__ = [
     "NoBoundError",
@@ -41,4 +42,5 @@ __all__ = [
     "round_down",
     "round_up",
     "softplus_interval",
+    "spectral_norm_bound",
 ]
