@@ -38,6 +38,7 @@ from .plugin import (
 
 if TYPE_CHECKING:
     from . import bounds as bounds
+    from . import certify as certify
     from . import data as data
     from . import interfaces as interfaces
     from . import plots as plots
@@ -68,7 +69,7 @@ _LAZY = {
     "load_weights": ".checkpoint",
     "save": ".checkpoint",
 }
-_ROOMS = ("bounds", "data", "interfaces", "plots", "robustness", "testing", "training")
+_ROOMS = ("bounds", "certify", "data", "interfaces", "plots", "robustness", "testing", "training")
 
 __all__ = [  # noqa: RUF022 - the lazy names are added below
     "CheckpointError",
@@ -101,6 +102,7 @@ __all__ = [  # noqa: RUF022 - the lazy names are added below
     "load_weights",
     "save",
     "bounds",
+    "certify",
     "data",
     "interfaces",
     "plots",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .boxes import Box, in_double, ordered
+from .boxes import Box, in_double, known_where, ordered
 from .rounding import TINY, gamma, round_down, round_up
 
 __all__ = [
@@ -75,7 +75,9 @@ def bilinear_interval(
         # The sum just computed may be too small by the share γ, and products may underflow.
         spread = round_up(round_up(spread * (1 + 4 * error)) + 4 * terms * TINY)
         image = apply(center, weight, bias)
-        return round_down(image - spread), round_up(image + spread)
+        # Partial sums that overflowed tell nothing of the sum.
+        known = image.isfinite() & ~spread.isnan()
+        return known_where(known, round_down(image - spread), round_up(image + spread))
 
 
 def linear_interval(
@@ -207,7 +209,7 @@ def batch_norm_interval(
         if bias is not None:
             (bias,) = in_double(bias.view(per_channel))
             lower, upper = round_down(lower + bias), round_up(upper + bias)
-        return lower, upper
+        return known_where(~(lower.isnan() | upper.isnan()), lower, upper)
 
 
 def _standardized(lower: Tensor, upper: Tensor, mean: Tensor, std: Box) -> Box:

@@ -12,7 +12,16 @@ from torch import Tensor
 from ..errors import InvalidInputError, InvalidOptionError, StabnetError
 from .rounding import round_down, round_up
 
-__all__ = ["Box", "NoBoundError", "add_interval", "ball", "check_box", "in_double", "ordered"]
+__all__ = [
+    "Box",
+    "NoBoundError",
+    "add_interval",
+    "ball",
+    "check_box",
+    "in_double",
+    "known_where",
+    "ordered",
+]
 
 Box: TypeAlias = tuple[Tensor, Tensor]
 """Lower and upper bounds, tensors of one shape."""
@@ -27,8 +36,10 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def check_box(lower: Float[Tensor, "..."], upper: Float[Tensor, "..."]) -> None:
-    """Raise unless two tensors are the finite bounds of a box.
+def check_box(
+    lower: Float[Tensor, "..."], upper: Float[Tensor, "..."], *, finite: bool = True
+) -> None:
+    """Raise unless two tensors are the bounds of a box.
 
     Their values are looked at once, at the cost of one host synchronization, and not where tensors
     are traced.
@@ -36,6 +47,7 @@ def check_box(lower: Float[Tensor, "..."], upper: Float[Tensor, "..."]) -> None:
     Args:
         lower: lower bounds.
         upper: upper bounds, of the same shape and dtype.
+        finite: refuse infinite bounds too.
 
     Raises:
         InvalidInputError: says what is wrong with them.
@@ -47,15 +59,20 @@ def check_box(lower: Float[Tensor, "..."], upper: Float[Tensor, "..."]) -> None:
         )
     if not lower.is_floating_point():
         raise InvalidInputError(f"bounds have dtype {lower.dtype}; expected floating point")
+    if is_traced():
+        return
     with torch.no_grad():
-        right = (lower <= upper) & lower.isfinite() & upper.isfinite()
-        if is_traced() or bool(right.all()):
+        right = lower <= upper
+        if finite:
+            right = right & lower.isfinite() & upper.isfinite()
+        if bool(right.all()):
             return
-        missing = int((~(lower.isfinite() & upper.isfinite())).sum())
-        crossed = int((lower > upper).sum())
+        nan, crossed = int((lower.isnan() | upper.isnan()).sum()), int((lower > upper).sum())
+        infinite = int((lower.isinf() | upper.isinf()).sum()) if finite else 0
     raise InvalidInputError(
-        f"of {lower.numel()} intervals, {missing} have a bound that is NaN or infinite and "
-        f"{crossed} have lower > upper; expected finite bounds with lower <= upper"
+        f"of {lower.numel()} intervals, {nan} have a NaN bound, {infinite} an infinite one, and "
+        f"{crossed} have lower > upper; expected {'finite ' if finite else ''}bounds with "
+        "lower <= upper"
     )
 
 
@@ -67,6 +84,11 @@ def in_double(*tensors: Tensor) -> tuple[Tensor, ...]:
 def ordered(a: Tensor, b: Tensor) -> Box:
     """Return the smaller and the larger of each pair."""
     return torch.minimum(a, b), torch.maximum(a, b)
+
+
+def known_where(known: Tensor, lower: Tensor, upper: Tensor) -> Box:
+    """Return the box, and the whole line for entries of which nothing is known."""
+    return lower.where(known, -math.inf), upper.where(known, math.inf)
 
 
 def add_interval(

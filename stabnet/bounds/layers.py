@@ -38,6 +38,8 @@ def interval(
     mode, ReLU and other activations that do not decrease, pooling, flatten, dropout in eval mode
     and sequences of all these.
 
+    Sound bounds may be infinite, going in and coming out: then nothing is known of that entry.
+
     Args:
         module: the module, in the mode in which it is meant.
         lower: lower bounds of its input.
@@ -49,13 +51,11 @@ def interval(
 
     Raises:
         NoBoundError: if no bound is known for the module as it stands.
-        InvalidInputError: for bounds that are not finite, or a lower above an upper one.
+        InvalidInputError: for NaN, a lower bound above an upper one, or an infinite bound where
+            ``sound`` is false.
     """
-    check_box(lower, upper)
-    lower, upper = _bounded(module, lower, upper, sound)
-    if sound:  # a certificate must not rest on what overflowed
-        check_box(lower, upper)
-    return lower, upper
+    check_box(lower, upper, finite=not sound)
+    return _bounded(module, lower, upper, sound)
 
 
 def affine_parameters(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
@@ -63,17 +63,19 @@ def affine_parameters(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 
     That is a linear layer, or a module that says so by a method ``affine() -> (weight, bias)``.
     """
+    _check_hooks(module)
     own = getattr(module, "affine", None)
     if callable(own):
         weight, bias = own()
         return weight, bias
     if not isinstance(module, nn.Linear):
         return None
-    _check_untouched(module, nn.Linear)
+    _check_forward(module, nn.Linear)
     return module.weight, module.bias
 
 
 def _bounded(module: nn.Module, lower: Tensor, upper: Tensor, sound: bool) -> Box:
+    _check_hooks(module)
     own = getattr(module, "interval", None)
     if callable(own):
         return _own_interval(module, own, lower, upper, sound)
@@ -82,7 +84,7 @@ def _bounded(module: nn.Module, lower: Tensor, upper: Tensor, sound: bool) -> Bo
         return linear_interval(lower, upper, *affine, sound=sound)
     for kind in type(module).__mro__:
         if kind in _LAYERS:
-            _check_untouched(module, kind)
+            _check_forward(module, kind)
             return _LAYERS[kind](module, lower, upper, sound)
     raise NoBoundError(
         f"no interval bound is known for {_named(module)}; known are {_KNOWN}, and modules with a "
@@ -108,13 +110,16 @@ def _own_interval(
     return own(lower, upper, sound=True)
 
 
-def _check_untouched(module: nn.Module, kind: type[nn.Module]) -> None:
+def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
     """Raise if a layer computes something else than its class says."""
     if getattr(module.forward, "__func__", None) is not kind.forward:
         raise NoBoundError(
             f"{type(module).__name__} is a {kind.__name__} with a forward of its own, for which no "
             "bound is known; give it a method interval(lower, upper, *, sound=False)"
         )
+
+
+def _check_hooks(module: nn.Module) -> None:
     if module._forward_hooks or module._forward_pre_hooks:
         raise NoBoundError(
             f"{_named(module)} has forward hooks, which may change what it computes; remove them "
