@@ -1,7 +1,7 @@
 """The command line: every command prints what a function returns that anyone can import.
 
 The functions are :func:`stabnet.entries`, :func:`stabnet.info`, :func:`stabnet.plugins`,
-:func:`stabnet.testing.check_entry`, and the two of :mod:`stabnet.commands`. Nothing here imports
+:func:`stabnet.testing.check_entry`, and those of :mod:`stabnet.commands`. Nothing here imports
 torch before a command needs it.
 """
 
@@ -21,7 +21,7 @@ from rich.table import Table
 
 import stabnet
 
-from .commands import attack_file, train_by_name
+from .commands import attack_file, certify_file, train_by_name
 from .errors import InvalidOptionError, StabnetError, UnknownNameError
 from .plugin import Entry
 
@@ -254,5 +254,32 @@ def attack(
         batch_size=batch_size,
         device=device,
         seed=seed,
+    )
+    _console().print(report.to_markdown(), soft_wrap=True)
+
+
+@app.command()
+def certify(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a saved model.")],
+    eps: Annotated[float, typer.Option(help="Radius in the maximum norm; images are in [0, 1].")],
+    data: Annotated[
+        str | None, typer.Option(help="A data set (by default the one trained on)")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Test images (by default all)")] = None,
+    batch_size: BatchSize = 128,
+    device: Device = None,
+    root: Root = None,
+    download: Download = False,
+) -> None:
+    """Prove what a trained model withstands, whatever the attack, and print it."""
+    report = certify_file(
+        source,
+        eps=eps,
+        data=data,
+        root=root,
+        download=download,
+        images=images,
+        batch_size=batch_size,
+        device=device,
     )
     _console().print(report.to_markdown(), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the commands ``train`` and ``attack`` do: everything by name, in one call."""
+"""What the commands ``train``, ``attack`` and ``certify`` do: everything by name, in one call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import stabnet
 from .errors import InvalidOptionError, MissingDataError
 
 if TYPE_CHECKING:
+    from .certify import CertificationReport
+    from .data import Dataset
     from .robustness import RobustnessReport
     from .training import FitResult
 
-__all__ = ["attack_file", "train_by_name"]
+__all__ = ["attack_file", "certify_file", "train_by_name"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 """Files of a run folder."""
@@ -100,6 +102,58 @@ def attack_file(
         raise InvalidOptionError(f"there is no protocol {protocol!r}; there is 'paper'")
     if images is not None and images < 1:
         raise InvalidOptionError(f"images={images}; attack at least one")
+    model, dataset = _model_and_data(source, data, root, download, device)
+    batches = stabnet.data.loader(dataset.test, batch_size=batch_size)
+    report = stabnet.robustness.paper_protocol(model, batches, max_images=images, seed=seed)
+    if source.is_dir():
+        report.write_json(source / "robustness.json")
+    return report
+
+
+def certify_file(
+    source: Path,
+    *,
+    eps: float,
+    data: str | None = None,
+    root: Path | None = None,
+    download: bool = False,
+    images: int | None = None,
+    batch_size: int = 128,
+    device: str | None = None,
+) -> CertificationReport:
+    """Certify a trained model on the test set.
+
+    Args:
+        source: a run folder, or a file that :func:`stabnet.save` wrote.
+        eps: radius of the perturbations, in the maximum norm and in pixel units.
+        data: a registered data set; by default the one the run was trained on.
+        root: where data sets are kept; see :func:`stabnet.data.data_root`.
+        download: whether to download a data set that is missing.
+        images: how many test images; all of them if ``None``.
+        batch_size: images per batch.
+        device: where the model runs; the CPU if ``None``.
+
+    Returns:
+        The report, which a run folder also keeps as ``certification.json``.
+
+    Raises:
+        StabnetError: for a file, a name or a value that does not fit, missing data, or a model
+            that cannot be bounded.
+    """
+    if images is not None and images < 1:
+        raise InvalidOptionError(f"images={images}; certify at least one")
+    model, dataset = _model_and_data(source, data, root, download, device)
+    batches = stabnet.data.loader(dataset.test, batch_size=batch_size)
+    report = stabnet.certify.verified_accuracy(model, batches, eps, max_images=images)
+    if source.is_dir():
+        report.write_json(source / "certification.json")
+    return report
+
+
+def _model_and_data(
+    source: Path, data: str | None, root: Path | None, download: bool, device: str | None
+) -> tuple[stabnet.StabilityModel, Dataset]:
+    """Return a saved model, and a data set that it can be used on."""
     place = stabnet.training.usable_device(device or "cpu")
     model = stabnet.load(source / WEIGHTS if source.is_dir() else source, device=place)
     if not isinstance(model, stabnet.StabilityModel):
@@ -116,11 +170,7 @@ def attack_file(
                 f"the model has {what} {takes}, but {dataset.name} has {has}; name the data set "
                 "it was trained on"
             )
-    batches = stabnet.data.loader(dataset.test, batch_size=batch_size)
-    report = stabnet.robustness.paper_protocol(model, batches, max_images=images, seed=seed)
-    if source.is_dir():
-        report.write_json(source / "robustness.json")
-    return report
+    return model, dataset
 
 
 def _data_of(source: Path) -> str:

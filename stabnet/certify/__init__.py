@@ -5,8 +5,12 @@ Bounds are carried through the model's parts by what they say of themselves; see
 """
 
 from ._margins import interval_logits, margin_bounds
+from ._report import CertificationReport
+from ._verify import verified_accuracy
 
 __all__ = [
+    "CertificationReport",
     "interval_logits",
     "margin_bounds",
+    "verified_accuracy",
 ]
