@@ -41,9 +41,6 @@ __all__ = [
 
 Function = Callable[[Tensor], Tensor]
 
-_NEWTON_STEPS = 12
-"""Newton steps to machine precision; smooth activations measured 11 for α from 1e-3 to 1e3."""
-
 
 @final
 @dataclass(frozen=True)
@@ -105,7 +102,8 @@ class ProximalActivation:
         with torch.no_grad():
             x = torch.zeros_like(v)
             lower, upper = torch.full_like(v, -math.inf), torch.full_like(v, math.inf)
-            for _ in range(_NEWTON_STEPS):
+            # Measured to suffice for eight digits from 1e-3 to 1e3; the last step doubles them.
+            for _ in range(4 + math.ceil(2 * abs(math.log10(alpha)))):
                 e = error(x)
                 # The slopes are known to within [flat, steep], and so is the distance to the root.
                 ends = x - e / steep, x - e / flat
@@ -134,7 +132,7 @@ def _leaky(x: Tensor, negative_slope: float) -> Tensor:
 
 
 def _leaky_slope(x: Tensor, negative_slope: float) -> Tensor:
-    return torch.where(x > 0, 1.0, negative_slope).to(x.dtype)
+    return torch.where(x > 0, torch.ones_like(x), negative_slope)
 
 
 def _leaky_proximal(v: Tensor, alpha: float, negative_slope: float) -> Tensor:
