@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast, final
+from contextlib import nullcontext
+from typing import Any, Literal, cast, final, get_args
 
 import torch
 import torch.utils._pytree as pytree
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import dropout_seed, frozen_batch_statistics, is_differentiated, seeded
-from .errors import InvalidInputError
-from .implicit import attach_implicit_gradient
+from .errors import InvalidInputError, InvalidOptionError
+from .implicit import FixedPointProblem, attach_implicit_gradient
 from .interfaces import (
     BackwardRecord,
+    BoundsEquilibria,
     Cell,
     Dynamics,
     Features,
@@ -22,10 +24,13 @@ from .interfaces import (
     Solution,
     Solver,
     SolverResult,
+    SplitCell,
+    Splitting,
     State,
     VectorField,
 )
-from .states import first_tensor, ravel, state_dtype, zero_state
+from .states import check_state, first_tensor, ravel, state_dtype, unraveler, zero_state
+from .truncated import attach_phantom_gradient
 
 __all__ = ["CellField", "Equilibrium"]
 
@@ -60,9 +65,12 @@ class CellField(VectorField):
         return image.reshape(z.shape) - z
 
 
+Gradient = Literal["implicit", "phantom", "unrolled"]
+
+
 @final
 class Equilibrium(Dynamics):
-    r"""The equilibrium :math:`z^* = f(z^*, u)` of a cell, differentiated implicitly.
+    r"""The equilibrium :math:`z^* = f(z^*, u)` of a cell.
 
     Where the cell couples the samples of a batch (batch normalization in training mode), the
     batch is solved as one problem: ``converged`` is then the batch's. Batch-norm statistics are
@@ -72,23 +80,65 @@ class Equilibrium(Dynamics):
     Args:
         cell: the map whose fixed point is wanted.
         solver: finds it.
-        backward_solver: solves the adjoint equation; by default ``solver``.
+        backward_solver: solves the adjoint equation of the implicit gradient; by default
+            ``solver``.
+        gradient: ``"implicit"``, the gradient of the equilibrium by the implicit function theorem;
+            ``"phantom"``, that of a few steps from the equilibrium; ``"unrolled"``, that of the
+            solver's own iterations.
+        phantom_steps: number of those steps; 1 undamped step is the Jacobian-free gradient.
+        phantom_damping: share ``λ`` of the image in each of those steps, in (0, 1].
+
+    Raises:
+        InvalidOptionError: for an unknown gradient, phantom options out of range, or an unrolled
+            gradient of a solver that cannot be differentiated through.
     """
 
-    def __init__(self, cell: Cell, solver: Solver, backward_solver: Solver | None = None) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        solver: Solver,
+        backward_solver: Solver | None = None,
+        gradient: Gradient = "implicit",
+        phantom_steps: int = 1,
+        phantom_damping: float = 1.0,
+    ) -> None:
         super().__init__()
+        if gradient not in get_args(Gradient):
+            raise InvalidOptionError(f"gradient is one of {get_args(Gradient)}; got {gradient!r}")
+        if phantom_steps < 1 or not 0 < phantom_damping <= 1:
+            raise InvalidOptionError(
+                "phantom_steps must be at least 1 and phantom_damping in (0, 1]; got "
+                f"{phantom_steps} and {phantom_damping}"
+            )
+        if gradient == "unrolled" and not solver.unrollable:
+            raise InvalidOptionError(
+                f"the iterations of {type(solver).__name__} cannot be differentiated through; use "
+                "gradient='implicit', or an unrollable solver such as 'anderson'"
+            )
         self.cell = cell
         self.solver = solver
         self.backward_solver = backward_solver
+        self.gradient = gradient
+        self.phantom_steps = phantom_steps
+        self.phantom_damping = phantom_damping
 
     def forward(
-        self, u: Features, times: Sequence[float] | Float[Tensor, " times"] | None = None
+        self,
+        u: Features,
+        times: Sequence[float] | Float[Tensor, " times"] | None = None,
+        initial: State | None = None,
     ) -> Solution:
         """Solve for the equilibrium; see :class:`stabnet.interfaces.Dynamics`.
 
+        Args:
+            u: features of the input, with a leading batch dimension.
+            times: none: an equilibrium has no trajectory.
+            initial: where the solver starts, a state such as an earlier ``Solution.state``; the
+                origin by default. No gradient flows through it.
+
         Raises:
-            InvalidInputError: if ``times`` are given, since an equilibrium has none; or for an
-                empty batch whose samples would be coupled.
+            InvalidInputError: if ``times`` are given; for an initial state of another shape; or for
+                an empty batch whose samples would be coupled.
         """
         if times is not None:
             raise InvalidInputError("an equilibrium has no trajectory; leave `times` out")
@@ -99,20 +149,30 @@ class Equilibrium(Dynamics):
                 "an empty batch has no equilibrium where samples are coupled (batch normalization "
                 "in training mode); give at least one sample, or call model.eval()"
             )
-        dtype, seed = state_dtype(like), dropout_seed(self.cell)
-        flat, unravel = ravel(zero_state(like, batch, self.cell.state_shape, dtype), coupled)
-
-        def f(z: Tensor, u: Features) -> Tensor:
-            with seeded(seed, z.device):
-                return ravel(self.cell(unravel(z), u), coupled)[0].to(z.dtype)
-
-        with torch.no_grad(), frozen_batch_statistics(self.cell):
-            # A joint problem has one row, which rows of features cannot follow: close over them.
-            result = self.solver(f if not coupled else lambda z, _: f(z, u), flat, u)
+        dtype = state_dtype(like)
+        if initial is None:
+            initial = zero_state(like, batch, self.cell.state_shape, dtype)
+        else:
+            check_state(initial, batch, self.cell.state_shape)
+        z0 = ravel(initial, coupled).detach().to(dtype)
+        unravel, seed = unraveler(self.cell.state_shape), dropout_seed(self.cell)
+        f = _CellMap(self.cell, unravel, coupled, seed, u)
+        unrolled = self.gradient == "unrolled" and torch.is_grad_enabled()
+        with nullcontext() if unrolled else torch.no_grad(), frozen_batch_statistics(self.cell):
+            # A joint problem has one row, which rows of features cannot follow.
+            result = self.solver(f, z0, None if coupled else u)
         record = BackwardRecord()
-        state = self._attach(result.state, u, coupled, unravel, record, seed)
-        with seeded(seed, like.device):
-            residual, converged, nfe = self._per_sample(result, u, coupled, unravel, batch)
+        state = result.state
+        if not unrolled:
+            state = self._attach(state, u, coupled, unravel, record, seed)
+        residual, converged, nfe = result.residual, result.converged, result.nfe
+        if coupled:
+            with seeded(seed, like.device):
+                residual, converged = (
+                    self._per_sample(result, u, unravel, batch),
+                    converged.expand(batch),
+                )
+            nfe += 1
         return Solution(
             state=unravel(state), nfe=nfe, residual=residual, converged=converged, backward=record
         )
@@ -127,46 +187,78 @@ class Equilibrium(Dynamics):
         seed: int | None,
     ) -> Tensor:
         """Give the solution its gradient in the features and the cell's parameters."""
+        if not torch.is_grad_enabled():
+            return z
         features, spec = pytree.tree_flatten(u)
         parameters = dict(self.cell.named_parameters())
         arguments = (*features, *parameters.values())
-        if not torch.is_grad_enabled() or not any(map(is_differentiated, arguments)):
+        if not any(map(is_differentiated, arguments)):
             return z
-        buffers = dict(self.cell.named_buffers())
-        names, cell = tuple(parameters), self.cell
+        cell, names, count = self.cell, tuple(parameters), len(features)
+        buffers = dict(cell.named_buffers())
+
+        def call(
+            module: nn.Module, prefix: str, arguments: tuple[Tensor, ...], *states: State
+        ) -> Any:
+            """Call the cell, or a module around it, with explicit features and parameters."""
+            tensors = dict(zip(names, arguments[count:], strict=True)) | buffers
+            named = {prefix + name: tensor for name, tensor in tensors.items()}
+            u = pytree.tree_unflatten(list(arguments[:count]), spec)
+            with seeded(seed, z.device), frozen_batch_statistics(cell):
+                return torch.func.functional_call(module, named, (*states, u))
 
         def f(z: Tensor, *arguments: Tensor) -> Tensor:
-            u = pytree.tree_unflatten(list(arguments[: len(features)]), spec)
-            tensors = dict(zip(names, arguments[len(features) :], strict=True))
-            with seeded(seed, z.device), frozen_batch_statistics(cell):
-                image = torch.func.functional_call(cell, {**tensors, **buffers}, (unravel(z), u))
-            return ravel(image, coupled)[0].to(z.dtype)
+            return ravel(call(cell, "", arguments, unravel(z)), coupled).to(z.dtype)
+
+        if self.gradient == "phantom":
+            return attach_phantom_gradient(
+                f, z, arguments, self.phantom_steps, self.phantom_damping
+            )
+
+        def split_adjoint(z: Tensor, arguments: tuple[Tensor, ...], g: Tensor) -> Splitting:
+            parts = call(
+                _AdjointOf(cast("SplitCell", cell)), "cell.", arguments, unravel(z), unravel(g)
+            )
+            return _raveled(parts, unravel)
 
         solver = self.solver if self.backward_solver is None else self.backward_solver
-        return attach_implicit_gradient(f, z, arguments, solver, record)
+        problem = FixedPointProblem(
+            f,
+            solver,
+            record,
+            None if coupled else count,
+            split_adjoint if isinstance(cell, SplitCell) and not coupled else None,
+        )
+        return attach_implicit_gradient(problem, z, arguments)
 
     @torch.no_grad()
     def _per_sample(
-        self,
-        result: SolverResult,
-        u: Features,
-        coupled: bool,
-        unravel: Callable[[Tensor], State],
-        batch: int,
-    ) -> tuple[Tensor, Tensor, int]:
-        """Return residual and convergence per sample, and the evaluations spent.
+        self, result: SolverResult, u: Features, unravel: Callable[[Tensor], State], batch: int
+    ) -> Tensor:
+        """Return the residual per sample of a joint problem.
 
-        For a joint problem this costs one more evaluation, the one that updates the batch-norm
-        statistics at the equilibrium.
+        By one more evaluation, the one that updates batch-norm statistics at the equilibrium.
         """
-        if not coupled:
-            return result.residual, result.converged, result.nfe
         z = unravel(result.state)
-        flat, image = ravel(z, False)[0], ravel(self.cell(z, u), False)[0].to(result.state.dtype)
+        flat, image = ravel(z, False), ravel(self.cell(z, u), False).to(result.state.dtype)
         difference = torch.linalg.vector_norm(image - flat, dim=-1)
         scale = torch.linalg.vector_norm(image, dim=-1)
-        residual = torch.where(difference == 0, difference, difference / scale)
-        return residual, result.converged.expand(batch), result.nfe + 1
+        return torch.where(difference == 0, difference, difference / scale)
+
+    def interval(
+        self, lower: Float[Tensor, "batch ..."], upper: Float[Tensor, "batch ..."]
+    ) -> tuple[Tensor, Tensor]:
+        """Return bounds of the equilibria for all features in the box ``[lower, upper]``.
+
+        Raises:
+            InvalidOptionError: if the cell has no ``equilibrium_interval``.
+        """
+        if not isinstance(self.cell, BoundsEquilibria):
+            raise InvalidOptionError(
+                f"no interval bounds are known of the equilibria of {type(self.cell).__name__}; "
+                "the cell 'ibp_monotone' has them"
+            )
+        return self.cell.equilibrium_interval(lower, upper)
 
     def guarantees(self) -> list[Guarantee]:
         """Return what is known of the equilibrium: its residual, not its existence."""
@@ -182,3 +274,61 @@ class Equilibrium(Dynamics):
                 "cell; `Solution.converged` says for which samples the tolerance was met",
             )
         ]
+
+
+@final
+class _CellMap:
+    """A cell as a map on raveled states, which computes once what does not depend on them."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        unravel: Callable[[Tensor], State],
+        coupled: bool,
+        seed: int | None,
+        u: Features,
+    ) -> None:
+        self._cell, self._unravel, self._coupled, self._seed = cell, unravel, coupled, seed
+        self._u, self._at = u, cell.at(u)
+
+    def __call__(self, z: Tensor, u: Features) -> Tensor:
+        if u is not self._u and u is not None:
+            self._u, self._at = u, self._cell.at(u)
+        if self._seed is None:
+            image = self._at(self._unravel(z))
+        else:
+            with seeded(self._seed, z.device):
+                image = self._at(self._unravel(z))
+        return ravel(image, self._coupled).to(z.dtype)
+
+    def split(self, u: Features) -> Splitting | None:
+        """Return the cell's splitting; ``None`` if it has none."""
+        if not isinstance(self._cell, SplitCell) or self._coupled:
+            return None
+        return _raveled(self._cell.split(u), self._unravel)
+
+
+class _AdjointOf(nn.Module):
+    """The adjoint splitting of a cell as a module, to be called with explicit parameters."""
+
+    def __init__(self, cell: SplitCell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, z: Tensor, g: Tensor, u: Features) -> Splitting:
+        return self.cell.split_adjoint(z, u, g)
+
+
+def _raveled(parts: Splitting, unravel: Callable[[Tensor], State]) -> Splitting:
+    """Return a splitting that acts on raveled states."""
+
+    def on_rows(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda y: act(cast("Tensor", unravel(y))).flatten(1)
+
+    return Splitting(
+        on_rows(parts.affine),
+        lambda step: on_rows(parts.resolvent(step)),
+        lambda v, step: parts.proximal(cast("Tensor", unravel(v)), step).flatten(1),
+        parts.step_limit,
+        on_rows(parts.solution),
+    )

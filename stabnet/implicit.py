@@ -25,39 +25,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .interfaces import BackwardRecord, Solver, SolverResult
+from .checks import is_traced
+from .interfaces import BackwardRecord, Features, Solver, SolverResult, Splitting
 
-__all__ = ["attach_implicit_gradient"]
-
-FunctionalMap = Callable[..., Tensor]
-"""A map ``f(z, *arguments)`` without hidden differentiable inputs."""
+__all__ = ["FixedPointProblem", "attach_implicit_gradient"]
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """What the backward pass needs besides tensors."""
+class FixedPointProblem:
+    """A map ``f(z, *arguments)`` on ``(batch, n)``, and what is known of its adjoint equation.
 
-    f: FunctionalMap
+    Attributes:
+        f: the map, without hidden differentiable inputs.
+        solver: solves the adjoint equation.
+        record: takes the statistics of that solve once the backward pass has run.
+        row_arguments: number of leading arguments that have a row for each row of ``z``; ``None``
+            where rows of ``z`` depend on each other or on arguments that solvers may not divide.
+        split_adjoint: the adjoint equation taken apart, given ``(z, arguments, g)``.
+    """
+
+    f: Callable[..., Tensor]
     solver: Solver
     record: BackwardRecord
-    autocast: Callable[[], AbstractContextManager[Any]]
+    row_arguments: int | None = None
+    split_adjoint: Callable[[Tensor, tuple[Tensor, ...], Tensor], Splitting] | None = None
 
 
 def attach_implicit_gradient(
-    f: FunctionalMap,
-    z: Float[Tensor, "batch n"],
-    arguments: tuple[Tensor, ...],
-    solver: Solver,
-    record: BackwardRecord,
+    problem: FixedPointProblem, z: Float[Tensor, "batch n"], arguments: tuple[Tensor, ...]
 ) -> Float[Tensor, "batch n"]:
     """Give a fixed point, found without gradients, its gradient in the map's arguments.
 
     Args:
-        f: the map ``f(z, *arguments)``; every tensor to be differentiated is an argument.
+        problem: the map, in which every tensor to be differentiated is an argument.
         z: a fixed point of it, to the precision to which gradients are wanted.
         arguments: the arguments at which ``z`` is the fixed point.
-        solver: solves the adjoint equation.
-        record: takes the statistics of the adjoint solve once the backward pass has run.
 
     Returns:
         ``z``, differentiable any number of times.
@@ -66,8 +68,8 @@ def attach_implicit_gradient(
     enabled, precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     # The backward pass runs outside the caller's autocast, whose precision it must repeat: the map
     # has to be the same one, and the solver has to know what that map can resolve.
-    problem = _Problem(f, solver, record, partial(torch.autocast, device, precision, enabled))
-    attached: Tensor = _FixedPoint.apply(problem, z, *arguments)
+    autocast = partial(torch.autocast, device, precision, enabled)
+    attached: Tensor = _FixedPoint.apply(problem, autocast, z, *arguments)
     return attached
 
 
@@ -77,56 +79,154 @@ class _FixedPoint(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(problem: _Problem, z: Tensor, *arguments: Tensor) -> Tensor:
+    def forward(
+        problem: FixedPointProblem,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        z: Tensor,
+        *arguments: Tensor,
+    ) -> Tensor:
         return z.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.problem, _, *arguments = inputs
+        ctx.problem, ctx.autocast, _, *arguments = inputs
         # The output, not the input: its history carries the dependence of z* on the arguments.
         ctx.save_for_backward(output, *arguments)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        (g,) = gradients
         z, *arguments = ctx.saved_tensors
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-        f = ctx.problem.f
-
-        def at_equilibrium(*chosen: Tensor) -> Tensor:
-            replaced = list(arguments)
-            for i, argument in zip(wanted, chosen, strict=True):
-                replaced[i] = argument
-            image: Tensor = f(z, *replaced)
-            return image
-
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
+        # What torch traces, or differentiates again, has to be a function of its arguments.
+        functional = is_traced() or torch.is_grad_enabled()
+        pull = _pull_functional if functional else _pull_recorded
+        with ctx.autocast():
+            found = pull(ctx.problem, z, tuple(arguments), wanted, gradients[0])
         result: list[Tensor | None] = [None] * len(arguments)
-        with ctx.problem.autocast():
-            w = _adjoint(ctx.problem, z, tuple(arguments), g)
-            if wanted:
-                vjp = torch.func.vjp(at_equilibrium, *(arguments[i] for i in wanted))[1]
-                for i, gradient in zip(wanted, vjp(w), strict=True):
-                    result[i] = gradient
-        return None, None, *result
+        for i, gradient in zip(wanted, found, strict=True):
+            result[i] = gradient
+        return None, None, None, *result
 
 
-def _adjoint(problem: _Problem, z: Tensor, arguments: tuple[Tensor, ...], g: Tensor) -> Tensor:
-    """Solve ``w = J_zᵀ w + g``, differentiably where gradients of gradients are wanted."""
-    f, solver, record = problem.f, problem.solver, problem.record
+def _pull_recorded(
+    problem: FixedPointProblem,
+    z: Tensor,
+    arguments: tuple[Tensor, ...],
+    wanted: list[int],
+    g: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return ``J_aᵀ w`` for the wanted arguments, from one recorded evaluation of the map."""
+    with torch.enable_grad():
+        leaves = [a.detach() for a in arguments]
+        for i in wanted:
+            leaves[i].requires_grad_()
+        state = z.detach().requires_grad_()
+        image = problem.f(state, *leaves)
+    w = _solve(problem, z, arguments, g, lambda w: _product(image, state, w))
+    inputs = [leaves[i] for i in wanted]
+    found = torch.autograd.grad(image, inputs, w, allow_unused=True) if inputs else ()
+    return tuple(
+        torch.zeros_like(a) if d is None else d for a, d in zip(inputs, found, strict=True)
+    )
+
+
+def _product(image: Tensor, state: Tensor, w: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(image, state, w, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(w) if found is None else found
+
+
+def _pull_functional(
+    problem: FixedPointProblem,
+    z: Tensor,
+    arguments: tuple[Tensor, ...],
+    wanted: list[int],
+    g: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return ``J_aᵀ w`` for the wanted arguments, differentiable where gradients are enabled."""
     with torch.no_grad():
-        vjp = torch.func.vjp(lambda z: f(z, *arguments), z)[1]
-        # g is what one step from zero gives, so starting there saves that step.
-        result: SolverResult = solver(lambda w, _: vjp(w)[0] + g, g)
-    if not torch.compiler.is_compiling():  # a compiled backward pass may not write to its outside
-        record.nfe, record.residual = result.nfe, result.residual
-        record.converged = result.converged
-    w = result.state
-    if not torch.is_grad_enabled():
-        return w
+        vjp = torch.func.vjp(lambda z: problem.f(z, *arguments), z)[1]
+        w = _solve(problem, z, arguments, g, lambda w: vjp(w)[0])
 
     def adjoint(w: Tensor, z: Tensor, g: Tensor, *arguments: Tensor) -> Tensor:
-        vjp = torch.func.vjp(lambda z: f(z, *arguments), z)[1]
+        vjp = torch.func.vjp(lambda z: problem.f(z, *arguments), z)[1]
         product: Tensor = vjp(w)[0]
         return product + g
 
-    return attach_implicit_gradient(adjoint, w, (z, g, *arguments), solver, BackwardRecord())
+    if torch.is_grad_enabled():
+        again = FixedPointProblem(adjoint, problem.solver, BackwardRecord())
+        w = attach_implicit_gradient(again, w, (z, g, *arguments))
+
+    def at_equilibrium(*chosen: Tensor) -> Tensor:
+        replaced = list(arguments)
+        for i, argument in zip(wanted, chosen, strict=True):
+            replaced[i] = argument
+        return problem.f(z, *replaced)
+
+    if not wanted:
+        return ()
+    vjp = torch.func.vjp(at_equilibrium, *(arguments[i] for i in wanted))[1]
+    found: tuple[Tensor, ...] = vjp(w)
+    return found
+
+
+def _solve(
+    problem: FixedPointProblem,
+    z: Tensor,
+    arguments: tuple[Tensor, ...],
+    g: Tensor,
+    pull: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Solve ``w = J_zᵀ w + g``."""
+    adjoint = _Adjoint(problem, z, arguments, g, pull)
+    # g is what one step from zero gives, so starting there saves that step.
+    result: SolverResult = problem.solver(adjoint, g, adjoint.rows)
+    if not torch.compiler.is_compiling():  # a compiled backward pass may not write to its outside
+        record = problem.record
+        record.nfe, record.residual = result.nfe, result.residual
+        record.converged = result.converged
+    return result.state
+
+
+class _Adjoint:
+    """The map ``w ↦ J_zᵀ w + g``, linearized again at the rows that are left when rows leave.
+
+    The features that a solver passes along, and divides, are the indices of the rows.
+    """
+
+    def __init__(
+        self,
+        problem: FixedPointProblem,
+        z: Tensor,
+        arguments: tuple[Tensor, ...],
+        g: Tensor,
+        pull: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._problem, self._z, self._arguments, self._g = problem, z, arguments, g
+        divisible = problem.row_arguments is not None and not is_traced()
+        self.rows = torch.arange(len(z), device=z.device) if divisible else None
+        self._at = (self.rows, g, pull)
+
+    def __call__(self, w: Tensor, rows: Features) -> Tensor:
+        if rows is not self._at[0]:
+            assert isinstance(rows, Tensor)
+            z, arguments, g = self._of(rows)
+            with torch.enable_grad():
+                state = z.detach().requires_grad_()
+                image = self._problem.f(state, *(a.detach() for a in arguments))
+            self._at = (rows, g, lambda w: _product(image, state, w))
+        _, g, pull = self._at
+        return pull(w) + g
+
+    def split(self, rows: Features) -> Splitting | None:
+        """Return the adjoint equation taken apart; ``None`` if it does not come apart."""
+        if self._problem.split_adjoint is None:
+            return None
+        return self._problem.split_adjoint(*self._of(rows))
+
+    def _of(self, rows: Features) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        if rows is self.rows:
+            return self._z, self._arguments, self._g
+        assert isinstance(rows, Tensor)
+        count = self._problem.row_arguments
+        arguments = (*(a[rows] for a in self._arguments[:count]), *self._arguments[count:])
+        return self._z[rows], arguments, self._g[rows]

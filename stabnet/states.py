@@ -11,7 +11,9 @@ from torch import Tensor
 from .errors import InvalidInputError
 from .interfaces import Features, State
 
-__all__ = ["first_tensor", "ravel", "state_dtype", "zero_state"]
+__all__ = ["check_state", "first_tensor", "ravel", "state_dtype", "unraveler", "zero_state"]
+
+Shape = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 
 def first_tensor(u: Features) -> Tensor:
@@ -28,35 +30,53 @@ def state_dtype(u: Tensor) -> torch.dtype:
     return torch.float32 if half else u.dtype
 
 
-def zero_state(
-    like: Tensor,
-    batch: int,
-    shape: tuple[int, ...] | tuple[tuple[int, ...], ...],
-    dtype: torch.dtype,
-) -> State:
-    """Return the zero state: a tensor, or for a tuple of shapes a tuple of tensors."""
+def _parts(shape: Shape) -> tuple[tuple[int, ...], ...] | None:
+    """Return the shapes of a tuple state; ``None`` for a tensor state."""
     if shape and isinstance(shape[0], tuple):
-        return tuple(like.new_zeros((batch, *part), dtype=dtype) for part in shape)
+        return shape
+    return None
+
+
+def zero_state(like: Tensor, batch: int, shape: Shape, dtype: torch.dtype) -> State:
+    """Return the zero state: a tensor, or for a tuple of shapes a tuple of tensors."""
+    parts = _parts(shape)
+    if parts is not None:
+        return tuple(like.new_zeros((batch, *part), dtype=dtype) for part in parts)
     return like.new_zeros((batch, *cast("tuple[int, ...]", shape)), dtype=dtype)
 
 
-def ravel(state: State, joint: bool) -> tuple[Tensor, Callable[[Tensor], State]]:
-    """Return a state as ``(batch, n)``, or ``(1, batch·n)`` for a joint problem, and the way back.
+def check_state(state: State, batch: int, shape: Shape) -> None:
+    """Raise :class:`InvalidInputError` for a state of another shape."""
+    parts = _parts(shape)
+    given = state if isinstance(state, tuple) else (state,)
+    expected = [(batch, *part) for part in (parts or (cast("tuple[int, ...]", shape),))]
+    found = [tuple(p.shape) for p in given]
+    if found != expected or isinstance(state, tuple) != (parts is not None):
+        raise InvalidInputError(
+            f"a state of {'a tuple of ' if parts is not None else ''}shape "
+            f"{expected if parts is not None else expected[0]} is expected; got "
+            f"{found if isinstance(state, tuple) else found[0]}"
+        )
 
-    The way back takes any number of rows, so that solvers may drop some.
-    """
-    parts = state if isinstance(state, tuple) else (state,)
-    shapes = [p.shape[1:] for p in parts]
-    sizes = [s.numel() for s in shapes]
-    flat = torch.cat([p.flatten(1) for p in parts], 1) if len(parts) > 1 else parts[0].flatten(1)
-    width = flat.shape[1]
+
+def ravel(state: State, joint: bool) -> Tensor:
+    """Return a state as ``(batch, n)``, or ``(1, batch·n)`` for a joint problem."""
+    if isinstance(state, tuple):
+        flat = torch.cat([p.flatten(1) for p in state], 1)
+    else:
+        flat = state if state.ndim == 2 else state.flatten(1)
+    return flat.reshape(1, -1) if joint else flat
+
+
+def unraveler(shape: Shape) -> Callable[[Tensor], State]:
+    """Return the way back from :func:`ravel`, for any number of rows: solvers may drop some."""
+    parts = _parts(shape)
+    if parts is None:
+        return lambda z: z.reshape(-1, *cast("tuple[int, ...]", shape))
+    sizes = [torch.Size(part).numel() for part in parts]
 
     def unravel(z: Tensor) -> State:
-        rows = z.reshape(-1, width)
-        unraveled = tuple(
-            part.unflatten(1, shape)
-            for part, shape in zip(rows.split(sizes, 1), shapes, strict=True)
-        )
-        return unraveled if isinstance(state, tuple) else unraveled[0]
+        split = z.reshape(-1, sum(sizes)).split(sizes, 1)
+        return tuple(p.unflatten(1, part) for p, part in zip(split, parts, strict=True))
 
-    return (flat.reshape(1, -1) if joint else flat), unravel
+    return unravel

@@ -43,6 +43,7 @@ ASSEMBLY = {
     "equilibrium",
     "stack",
     "implicit",
+    "truncated",
     "model",
     "checkpoint",
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -66,3 +67,31 @@ class DEQCell(Cell):
         q = self.inner_norm(self.inner(z).relu())
         image: Tensor = self.outer_norm((u + self.outer(q)).relu())
         return image
+
+    def at(self, u: Features) -> Callable[[State], State]:
+        """Return ``z ↦ f(z, u)``; in evaluation mode normalization is folded into the weights."""
+        assert isinstance(u, Tensor)
+        half = torch.is_autocast_enabled(u.device.type) or torch.finfo(u.dtype).bits < 32
+        if half or not self.per_sample:  # folded weights would be rounded to another map
+            return lambda z: self(z, u)
+        inner_scale, inner_shift = _affine(self.inner_norm)
+        scale, shift = _affine(self.outer_norm)
+        weight = (self.outer.weight * inner_scale).T
+        offset = u + (self.outer.bias + self.outer.weight @ inner_shift)
+        inner_weight, inner_bias = self.inner.weight.T, self.inner.bias
+
+        def f(z: State) -> State:
+            assert isinstance(z, Tensor)
+            q = torch.addmm(inner_bias, z, inner_weight).relu()
+            return torch.addcmul(shift, torch.addmm(offset, q, weight).relu(), scale)
+
+        return f
+
+
+def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a normalization in evaluation mode."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return scale, norm.bias - mean * scale

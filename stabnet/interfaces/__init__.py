@@ -7,6 +7,7 @@ from .attack import Attack
 from .backbone import Backbone
 from .block import Block
 from .capabilities import (
+    BoundsEquilibria,
     BoundsIntervals,
     BoundsLipschitz,
     FusedInvertible,
@@ -30,6 +31,7 @@ __all__ = [
     "Backbone",
     "BackwardRecord",
     "Block",
+    "BoundsEquilibria",
     "BoundsIntervals",
     "BoundsLipschitz",
     "Cell",

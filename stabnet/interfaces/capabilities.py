@@ -12,6 +12,7 @@ from .guarantee import Guarantee
 from .solution import Features
 
 __all__ = [
+    "BoundsEquilibria",
     "BoundsIntervals",
     "BoundsLipschitz",
     "FusedInvertible",
@@ -69,6 +70,15 @@ class BoundsIntervals(Protocol):
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return bounds of the image of the box ``[lower, upper]``."""
+        ...
+
+
+@runtime_checkable
+class BoundsEquilibria(Protocol):
+    """A cell that bounds its equilibria soundly."""
+
+    def equilibrium_interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bounds of the equilibria for all features in the box ``[lower, upper]``."""
         ...
 
 

@@ -169,7 +169,7 @@ def test_residual_is_that_of_the_state_in_both_modes():
         solution = equilibrium(u)
         image = equilibrium.cell(solution.state, u)
         expected = (image - solution.state).norm(dim=1) / image.norm(dim=1)
-        torch.testing.assert_close(solution.residual, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(solution.residual, expected, rtol=1e-6, atol=1e-14)
 
 
 class _Pair(Cell):

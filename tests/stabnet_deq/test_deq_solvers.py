@@ -106,7 +106,7 @@ def test_reported_residual_is_that_of_the_returned_state(problem):
         image = f(result.state)
         expected = (image - result.state).norm(dim=1) / image.norm(dim=1)
         torch.testing.assert_close(result.residual, expected, rtol=1e-9, atol=1e-15)
-        assert (result.converged == (result.residual <= solver.tolerance)).all()
+        assert (result.converged == (result.residual <= solver.control.tolerance)).all()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

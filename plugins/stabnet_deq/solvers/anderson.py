@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from stabnet import InvalidOptionError
 from stabnet.interfaces import Features, FixedPointMap, Solver, SolverResult
 
-from .progress import Progress, check_common_options
+from .control import Control
+from .iteration import Method, combine, iterate
 
 __all__ = ["Anderson"]
-
-_SAFEGUARD = 4.0
-"""Growth of the residual over the best since the last restart that makes a sample restart."""
 
 
 @final
 class Anderson(Solver):
     r"""Anderson acceleration of type II in difference form, with a safeguard.
 
-    With residuals :math:`g_k = f(z_k) - z_k` and the last :math:`m` differences
-    :math:`\Delta z_i, \Delta g_i`,
+    With residuals :math:`g_k = f(z_k) - z_k`, mixed images :math:`y_k = z_k + \beta g_k` and the
+    last :math:`m` differences of both,
 
     .. math:: \gamma = \arg\min_\gamma \|g_k - \Delta G\,\gamma\|, \qquad
-              z_{k+1} = z_k + \beta g_k - (\Delta Z + \beta\,\Delta G)\,\gamma .
+              z_{k+1} = y_k - \Delta Y\,\gamma .
 
     This is the update with weights :math:`\alpha_i` that sum to one, the differences of
     :math:`\gamma` being the weights. The Gram matrix of the differences is updated by one row per
@@ -37,14 +34,19 @@ class Anderson(Solver):
     memory and takes a plain step from its best iterate.
 
     Args:
-        tolerance: relative residual ``‖f(z) − z‖ / ‖f(z)‖`` at which a sample has converged.
+        tolerance: relative residual ``‖f(z) − z‖ / ‖f(z)‖`` at which a sample has converged; never
+            taken below four units of rounding.
         max_evaluations: evaluations of the map at most.
         memory: number of differences kept, ``m``.
         mixing: the share ``β`` of the residual that is mixed in, in (0, 1].
         regularization: ridge on the scaled Gram matrix; never taken below the rounding error of
             its entries.
-        fixed_iterations: spend all evaluations without ever looking at the residual, so that the
-            loop compiles, exports and can be mapped with ``torch.vmap``.
+        fixed_iterations: spend all evaluations without ever looking at a value, so that the loop
+            compiles, exports and can be mapped with ``torch.vmap``.
+        check_every: evaluations between two looks at whether samples are finished; ``None`` for 1
+            on the CPU and 4 on accelerators, which a look stalls.
+        compaction: share of finished samples at which they leave the batch; 1 keeps them all.
+        throw: raise :class:`stabnet.ConvergenceError` where a sample did not converge.
 
     Raises:
         InvalidOptionError: for an option out of its range.
@@ -54,6 +56,8 @@ class Anderson(Solver):
         [LyaDEQ] uses memory 5, at most 50 evaluations, mixing 1.
     """
 
+    unrollable = True
+
     def __init__(
         self,
         tolerance: float = 1e-5,
@@ -62,120 +66,116 @@ class Anderson(Solver):
         mixing: float = 1.0,
         regularization: float = 1e-10,
         fixed_iterations: bool = False,
+        check_every: int | None = None,
+        compaction: float = 0.2,
+        throw: bool = False,
     ) -> None:
         super().__init__()
-        check_common_options(tolerance, max_evaluations)
+        self.control = Control(
+            tolerance, max_evaluations, fixed_iterations, check_every, compaction, throw
+        )
         if memory < 1:
             raise InvalidOptionError(f"memory must be at least 1; got {memory}")
         if not 0 < mixing <= 1:
             raise InvalidOptionError(f"mixing must be in (0, 1]; got {mixing}")
         if not regularization >= 0:
             raise InvalidOptionError(f"regularization must not be negative; got {regularization}")
-        self.tolerance = tolerance
-        self.max_evaluations = max_evaluations
         self.memory = memory
         self.mixing = mixing
         self.regularization = regularization
-        self.fixed_iterations = fixed_iterations
 
     def forward(
         self, f: FixedPointMap, z0: Float[Tensor, "batch n"], u: Features = None
     ) -> SolverResult:
         """Solve ``z = f(z, u)`` from ``z0``; see :class:`stabnet.interfaces.Solver`."""
-        progress = Progress(z0, self.tolerance, self.fixed_iterations)
-        window: _Window | None = None
-        reference = torch.full_like(progress.residual, torch.inf)
-        z = z0
-        for _ in range(self.max_evaluations):
-            image = f(z, u)
-            residual = progress.update(z, image)
-            if progress.finished():
-                break
-            restart = residual > _SAFEGUARD * reference
-            # After a restart any residual is accepted once, or one bad step would recur for ever.
-            reference = torch.where(restart, torch.inf, torch.minimum(reference, residual))
-            # Autocast is for the map; the least-squares problem needs the state's precision.
-            with torch.autocast(z0.device.type, enabled=False):
-                g = image - z
-                if window is None:
-                    # Like the first residual, which is batched if anything that torch.vmap maps is.
-                    window = _Window.empty(g, self.memory, self.regularization)
-                window.push(z, g)
-                window.drop(restart)
-                step = window.step(z, g, self.mixing)
-            step = torch.where(restart[:, None], progress.best_image, step)
-            z = torch.where(progress.settled[:, None], progress.best, step)
-        return progress.result()
+        method = _Extrapolation(self.memory, self.mixing, self.regularization)
+        return iterate(f, z0, u, method, self.control)
 
     def extra_repr(self) -> str:
         """Return the options."""
-        return (
-            f"tolerance={self.tolerance}, max_evaluations={self.max_evaluations}, "
-            f"memory={self.memory}, mixing={self.mixing}"
-        )
+        return f"{self.control}, memory={self.memory}, mixing={self.mixing}"
 
 
-@dataclass
-class _Window:
-    """The last differences of iterates and residuals, scaled to residual differences of length one.
+@final
+class _Extrapolation(Method):
+    """The last differences of residuals and of mixed images, and the Gram matrix of the former.
 
-    The Gram matrix of the latter then has a unit diagonal. A slot that holds nothing holds zeros.
+    Both are measured in units of each sample's first residual, so that squares stay in range. The
+    ridge is relative to the diagonal, as one on the matrix scaled to unit diagonal would be.
     """
 
-    dz: Float[Tensor, "batch memory n"]
-    dg: Float[Tensor, "batch memory n"]
-    gram: Float[Tensor, "batch memory memory"]
-    valid: Bool[Tensor, "batch memory"]
-    ridge: float
-    last: tuple[Tensor, Tensor] | None = None
-    count: int = 0
+    growth = 4.0
 
-    @classmethod
-    def empty(cls, g: Tensor, memory: int, regularization: float) -> _Window:
-        """Return an empty window for residuals like ``g``, in single precision at least."""
-        batch, n = g.shape
-        dtype = torch.promote_types(g.dtype, torch.float32)
-        return cls(
-            g.new_zeros(batch, memory, n, dtype=dtype),
-            g.new_zeros(batch, memory, n, dtype=dtype),
-            g.new_zeros(batch, memory, memory, dtype=dtype),
-            g.new_zeros(batch, memory, dtype=torch.bool),
-            max(regularization, 8 * torch.finfo(g.dtype).eps),
-        )
+    def __init__(self, memory: int, mixing: float, regularization: float) -> None:
+        self._memory, self._mixing, self._regularization = memory, mixing, regularization
+        self._count = 0
+        self._unit = self._last = self._held = self._gram = self._ridge = torch.empty(0)
+        self._valid: Tensor | None = None
 
-    def push(self, z: Tensor, g: Tensor) -> None:
-        """Take in an iterate and its residual."""
-        if self.last is not None:
-            slot = self.count % self.dz.shape[1]
-            dz, dg = (z - self.last[0]).to(self.dz.dtype), (g - self.last[1]).to(self.dg.dtype)
-            # Scaling by the largest entry first keeps the squares in range.
-            largest = dg.abs().amax(-1, keepdim=True)
-            length = largest * torch.linalg.vector_norm(dg / largest, dim=-1, keepdim=True)
-            # A difference of zero (a settled sample) or beyond the float range carries nothing.
-            valid = torch.isfinite(length) & (length > 0)
-            self.dz[:, slot] = torch.where(valid, dz / length, 0)
-            self.dg[:, slot] = torch.where(valid, dg / length, 0)
-            self.valid[:, slot] = valid[:, 0]
-            row = torch.einsum("bmn,bn->bm", self.dg, self.dg[:, slot])
-            self.gram[:, slot, :] = row
-            self.gram[:, :, slot] = row
-            self.count += 1
-        self.last = (z, g)
+    def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
+        y = image if self._mixing == 1 else z + self._mixing * g
+        started = self._held.ndim == 3
+        if not started:
+            self._allocate(g)
+        pair = torch.cat([g, y], 1).to(self._held.dtype) * self._unit
+        last, self._last = self._last, pair
+        if not started:
+            return y
+        right = self._push(pair - last, pair)
+        count = min(self._count, self._memory)
+        factor, info = torch.linalg.cholesky_ex(self._gram[:, :count, :count])
+        gamma = torch.cholesky_solve(right[:, :count, None], factor)
+        # A singular matrix leaves its sample a plain step.
+        gamma = torch.where(info[:, None, None] == 0, gamma, 0)
+        n = g.shape[1]
+        correction = combine(gamma[..., 0], self._held[:, :count, n:])
+        return torch.addcdiv(y, correction.to(y.dtype), self._unit.to(y.dtype), value=-1)
 
-    def drop(self, rows: Bool[Tensor, " batch"]) -> None:
-        """Forget the differences of some samples."""
-        self.valid = self.valid & ~rows[:, None]
+    def restart(self, rows: Tensor) -> None:
+        if self._count:
+            valid = torch.ones_like(self._gram[:, 0]) if self._valid is None else self._valid
+            self._valid = valid = valid * (~rows)[:, None]
+            gram = self._gram * valid[:, :, None] * valid[:, None, :]
+            self._gram = gram + torch.diag_embed(1 - valid)
 
-    def step(self, z: Tensor, g: Tensor, mixing: float) -> Float[Tensor, "batch n"]:
-        """Return the next iterate; a plain step for samples without a usable window."""
-        both = self.valid[:, :, None] & self.valid[:, None, :]
-        gram = torch.where(both, self.gram, 0)
-        gram = gram + torch.diag_embed(self.ridge + (~self.valid).to(gram.dtype))
-        products = torch.einsum("bmn,bn->bm", self.dg, g.to(self.dg.dtype))
-        right = torch.where(self.valid, products, 0)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        gamma = torch.cholesky_solve(right[..., None], factor)[..., 0]
-        usable = (info == 0) & torch.isfinite(gamma).all(-1)
-        gamma = torch.where(usable[:, None], gamma, 0)
-        correction = torch.einsum("bm,bmn->bn", gamma, self.dz + mixing * self.dg)
-        return z + mixing * g - correction.to(z.dtype)
+    def keep(self, rows: Tensor) -> None:
+        if self._held.ndim == 3:
+            self._unit, self._last = self._unit[rows], self._last[rows]
+            self._held, self._gram = self._held[rows], self._gram[rows]
+            self._valid = None if self._valid is None else self._valid[rows]
+
+    def _allocate(self, g: Tensor) -> None:
+        rows, n = g.shape
+        m, dtype = self._memory, torch.promote_types(g.dtype, torch.float32)
+        # A power of two, so that the unit rounds nothing; one for a residual of zero.
+        exponent = torch.frexp(g.detach().abs().amax(1, keepdim=True).to(dtype)).exponent
+        self._unit = torch.ldexp(torch.ones_like(g[:, :1], dtype=dtype), -exponent)
+        ridge = max(self._regularization, 8 * torch.finfo(g.dtype).eps)
+        self._ridge = 1 + ridge * torch.eye(m, dtype=dtype, device=g.device)
+        # Like g, which is batched if anything that torch.vmap maps over is.
+        self._held = g.new_zeros(rows, m, 2 * n, dtype=dtype)
+        self._gram = g.new_zeros(rows, m, m, dtype=dtype)
+
+    def _push(self, difference: Tensor, pair: Tensor) -> Float[Tensor, "rows memory"]:
+        """Take in a pair of differences; return the products of all held with the residual."""
+        slot = self._count % self._memory
+        self._count += 1
+        n = pair.shape[1] // 2
+        self._held = _put(self._held, difference, 1, slot)
+        both = torch.stack([difference[:, :n], pair[:, :n]], 1)
+        products = torch.bmm(both, self._held[:, :, :n].mT)
+        if self._valid is not None:
+            self._valid = _put(self._valid, torch.ones_like(self._valid[:, 0]), 1, slot)
+            products = products * self._valid[:, None]
+        row, right = products.unbind(1)
+        self._gram = _put(self._gram, row, 1, slot)
+        self._gram = _put(self._gram, row * self._ridge[slot], 2, slot)
+        return right
+
+
+def _put(buffer: Tensor, value: Tensor, dim: int, slot: int) -> Tensor:
+    """Write a slot; into a copy where a gradient will need the buffer as it was."""
+    if torch.is_grad_enabled():
+        return buffer.select_scatter(value, dim, slot)
+    buffer.select(dim, slot).copy_(value)
+    return buffer

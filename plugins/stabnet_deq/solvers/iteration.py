@@ -1,0 +1,214 @@
+"""The loop that every solver runs in: what has converged, what is best, what may leave."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from functools import partial
+from typing import Literal, TypeAlias
+
+import torch
+import torch.utils._pytree as pytree
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stabnet.interfaces import Features, FixedPointMap, SolverResult
+
+from .control import Control
+
+__all__ = ["Method", "Progress", "combine", "iterate", "resolution", "row_norm"]
+
+Outcome: TypeAlias = Literal["improved", "mixed", "finished"]
+
+
+class Method(ABC):
+    """How the next iterate is proposed; ``z``, its image and ``g = f(z) − z`` are ``(rows, n)``.
+
+    Attributes:
+        growth: growth of a row's residual, over its best since the last restart, that makes it
+            restart.
+    """
+
+    growth: float
+
+    @abstractmethod
+    def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
+        """Return the next iterate of every row."""
+
+    @abstractmethod
+    def restart(self, rows: Bool[Tensor, " rows"]) -> None:
+        """Forget what was learned about some rows: their next iterate is not the proposed one."""
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Keep the rows with these indices only."""
+
+
+def row_norm(x: Float[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
+    """Return the norms of the rows, summed up in double precision, whose range holds the squares.
+
+    (Not on devices without double precision.)
+    """
+    dtype = torch.float64 if x.device.type in ("cpu", "cuda") else None
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+    return norm
+
+
+def combine(
+    coefficients: Float[Tensor, "rows m"], vectors: Float[Tensor, "rows m n"]
+) -> Float[Tensor, "rows n"]:
+    """Return the linear combinations of each row's vectors."""
+    # For tiny matrices the batched product is several times slower than summing up.
+    if vectors[0].numel() < 400:
+        return (coefficients[:, :, None] * vectors).sum(1)
+    return torch.bmm(coefficients[:, None], vectors)[:, 0]
+
+
+def resolution(z: Tensor) -> float:
+    """Return the smallest relative residual that iterates can resolve: four units of rounding.
+
+    Those of the precision in which the map is evaluated: autocast's, if it is on.
+    """
+    device = z.device.type
+    lower = torch.is_autocast_enabled(device)
+    return 4 * torch.finfo(torch.get_autocast_dtype(device) if lower else z.dtype).eps
+
+
+def iterate(
+    f: FixedPointMap, z0: Float[Tensor, "batch n"], u: Features, method: Method, control: Control
+) -> SolverResult:
+    """Run a method from ``z0`` until all rows are finished.
+
+    A row is finished when it has converged or its image turned non-finite. Finished rows stay where
+    they are and, past a share, leave the batch; only where features ``u`` come along, since a map
+    without any may close over rows. A row whose residual grows to four times its best starts
+    again from the image of its best iterate.
+    """
+    progress = Progress(z0, u, control, method.growth)
+    device = z0.device.type
+    # Autocast is for the map; a method needs the state's precision.
+    autocast = torch.is_autocast_enabled(device)
+    precise = partial(torch.autocast, device, enabled=False) if autocast else nullcontext
+    z = z0
+    while True:
+        image = f(z, progress.u)
+        g = image - z
+        outcome = progress.update(z, image, g)
+        if outcome == "finished":
+            return control.finish(progress.result())
+        with precise():
+            if outcome == "improved":
+                z = method.step(z, image, g)
+                continue
+            rows = progress.compact()
+            if rows is not None:
+                method.keep(rows)
+                z, image, g = z[rows], image[rows], g[rows]
+            method.restart(progress.restart)
+            z = progress.hold(method.step(z, image, g))
+
+
+class Progress:
+    """The best iterate of each row so far, its image and its residual.
+
+    Most of the time every row improves and none is finished, and at the end often all finish at
+    once: one look tells. Otherwise rows are told apart by masks.
+
+    Args:
+        z0: the initial iterates.
+        u: features with a row for each of them, or none.
+        control: when to stop. The tolerance is never taken below what iterates can resolve.
+        growth: growth of the residual, over the best since the last restart, that asks for another.
+    """
+
+    def __init__(
+        self, z0: Float[Tensor, "batch n"], u: Features, control: Control, growth: float
+    ) -> None:
+        self.u = u
+        self.nfe = 0
+        self.best = self.best_image = z0
+        self._control = control
+        self._growth = growth
+        self._every = control.interval(z0.device)
+        self._looking = not control.fixed_iterations and len(z0) > 0
+        self._compacting = self._looking and u is not None and not torch.is_grad_enabled()
+        self._tolerance = max(control.tolerance, resolution(z0))
+        # Like the norm, which is batched if anything that torch.vmap maps over is.
+        self._residual = torch.full_like(row_norm(z0.detach()), torch.inf)
+        self._reference = self._residual
+        self._settled: Tensor = self._residual < 0
+        self.restart = self._settled
+        self._finished = False
+        self._rows: Tensor | None = None
+        self._left: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, z: Tensor, image: Tensor, g: Tensor) -> Outcome:
+        """Take note of an iterate, and tell what became of the rows."""
+        self.nfe += 1
+        last = self.nfe == self._control.max_evaluations
+        difference, scale = row_norm(g.detach()), row_norm(image.detach())
+        residual = difference / scale
+        looking = self._looking and not self.nfe % self._every
+        # Clamping changes whatever has not improved, and NaN is unequal to itself.
+        if looking and self._every == 1 and residual.clamp(max=self._residual).equal(residual):
+            lowest, highest = torch.aminmax(residual)
+            converged = bool(highest <= self._tolerance)
+            if converged or bool(lowest > self._tolerance):
+                self.best, self.best_image = z, image
+                self._residual = self._reference = residual
+                return "finished" if converged or last else "improved"
+        self._tell_apart(z, image, difference, torch.isfinite(scale), residual)
+        finished = last or not len(z) or (looking and bool(self._settled.all()))
+        return "finished" if finished else "mixed"
+
+    def _tell_apart(
+        self, z: Tensor, image: Tensor, difference: Tensor, finite: Tensor, residual: Tensor
+    ) -> None:
+        # 0/0 at the origin, if that is the fixed point.
+        residual = torch.where(difference == 0, difference, residual)
+        better = ~self._settled & (residual < self._residual)  # false for NaN
+        self.best = torch.where(better[:, None], z, self.best)
+        self.best_image = torch.where(better[:, None], image, self.best_image)
+        self._residual = torch.where(better, residual, self._residual)
+        self._settled = self._settled | (self._residual <= self._tolerance) | ~finite
+        self.restart = ~self._settled & (residual > self._growth * self._reference)
+        # After a restart any residual is accepted once, or one bad step would recur for ever.
+        self._reference = torch.where(
+            self.restart, torch.inf, torch.minimum(self._reference, residual)
+        )
+
+    def hold(self, proposed: Tensor) -> Tensor:
+        """Return the next iterates: finished rows stay, restarting ones take a plain step."""
+        held = torch.where(self.restart[:, None], self.best_image, self.best)
+        return torch.where((self.restart | self._settled)[:, None], held, proposed)
+
+    def compact(self) -> Tensor | None:
+        """Let finished rows leave if they are many; return the indices of the others."""
+        if not self._compacting or self.nfe % self._every:
+            return None
+        settled = self._settled.nonzero()[:, 0]
+        count = len(self._settled)
+        share = self._control.compaction
+        if share == 1 or len(settled) < max(1, share * count):
+            return None
+        if self._rows is None:
+            self._rows = torch.arange(count, device=self.best.device)
+        self._left.append((self._rows[settled], self.best[settled], self._residual[settled]))
+        rows = (~self._settled).nonzero()[:, 0]
+        self._rows = self._rows[rows]
+        self.u = pytree.tree_map(lambda part: part[rows], self.u)
+        self.best, self.best_image = self.best[rows], self.best_image[rows]
+        self._residual, self._reference = self._residual[rows], self._reference[rows]
+        self._settled, self.restart = self._settled[rows], self.restart[rows]
+        return rows
+
+    def result(self) -> SolverResult:
+        """Return the best iterates of all rows with their own residuals."""
+        best, residual = self.best, self._residual
+        if self._rows is not None:
+            parts = [*self._left, (self._rows, best, residual)]
+            order = torch.cat([p[0] for p in parts]).argsort()
+            best = torch.cat([p[1] for p in parts])[order]
+            residual = torch.cat([p[2] for p in parts])[order]
+        dtype = torch.promote_types(best.dtype, torch.float32)
+        return SolverResult(best, residual.to(dtype), residual <= self._tolerance, self.nfe)
