@@ -15,13 +15,18 @@ _LAZY = {
     "DEQCell": ".cell",
     "Diagnosis": ".diagnostics",
     "Distance": ".diagnostics",
+    "ForwardBackward": ".solvers.forward_backward",
     "JacobianRegularized": ".regularization",
+    "MonotoneCell": ".monotone",
     "MultiscaleCell": ".multiscale",
+    "PeacemanRachford": ".solvers.peaceman_rachford",
     "Picard": ".solvers.picard",
+    "ProximalActivation": ".monotone",
     "Spread": ".diagnostics",
     "deq": ".deq",
     "diagnose": ".diagnostics",
     "distance_travelled": ".diagnostics",
+    "mondeq": ".mondeq",
     "spectral_radius": ".arnoldi",
 }
 
@@ -31,13 +36,18 @@ __all__ = [
     "DEQCell",
     "Diagnosis",
     "Distance",
+    "ForwardBackward",
     "JacobianRegularized",
+    "MonotoneCell",
     "MultiscaleCell",
+    "PeacemanRachford",
     "Picard",
+    "ProximalActivation",
     "Spread",
     "deq",
     "diagnose",
     "distance_travelled",
+    "mondeq",
     "spectral_radius",
 ]
 
@@ -76,6 +86,13 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
             "groups": 1,
         },
     )
+    registrar.cell(
+        "monotone",
+        "stabnet_deq.monotone:MonotoneCell",
+        summary="monotone layer for vectors or images: one equilibrium, Lipschitz in the features",
+        reference=(references.MONDEQ, references.MONDEQ_LIPSCHITZ),
+        example={"state_shape": (6,), "feature_shape": (6,)},
+    )
     registrar.solver(
         "picard",
         "stabnet_deq.solvers.picard:Picard",
@@ -87,6 +104,20 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         "stabnet_deq.solvers.anderson:Anderson",
         summary="Anderson acceleration (type II) with a safeguard",
         reference=references.ANDERSON,
+        example={"tolerance": 1e-11, "max_evaluations": 200},
+    )
+    registrar.solver(
+        "forward_backward",
+        "stabnet_deq.solvers.forward_backward:ForwardBackward",
+        summary="forward-backward splitting, for monotone cells",
+        reference=(references.SPLITTING, references.MONDEQ),
+        example={"tolerance": 1e-11, "max_evaluations": 500},
+    )
+    registrar.solver(
+        "peaceman_rachford",
+        "stabnet_deq.solvers.peaceman_rachford:PeacemanRachford",
+        summary="Peaceman-Rachford splitting, for monotone cells",
+        reference=(references.SPLITTING, references.MONDEQ),
         example={"tolerance": 1e-11, "max_evaluations": 200},
     )
     registrar.objective(
@@ -106,5 +137,17 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
             "num_outputs": 3,
             "backbone": {"name": "linear", "width": 6},
             "solver": {"name": "anderson", "tolerance": 1e-11, "max_evaluations": 200},
+        },
+    )
+    registrar.model(
+        "mondeq",
+        "stabnet_deq.mondeq:mondeq",
+        summary="monotone equilibrium classifier: equilibria exist and are unique",
+        reference=references.MONDEQ,
+        example={
+            "in_shape": (1, 8, 8),
+            "num_outputs": 3,
+            "backbone": {"name": "linear", "width": 6},
+            "solver": {"name": "peaceman_rachford", "tolerance": 1e-11},
         },
     )

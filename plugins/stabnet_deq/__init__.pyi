@@ -9,9 +9,14 @@ from .diagnostics import Distance as Distance
 from .diagnostics import Spread as Spread
 from .diagnostics import diagnose as diagnose
 from .diagnostics import distance_travelled as distance_travelled
+from .mondeq import mondeq as mondeq
+from .monotone import MonotoneCell as MonotoneCell
+from .monotone import ProximalActivation as ProximalActivation
 from .multiscale import MultiscaleCell as MultiscaleCell
 from .regularization import JacobianRegularized as JacobianRegularized
 from .solvers.anderson import Anderson as Anderson
+from .solvers.forward_backward import ForwardBackward as ForwardBackward
+from .solvers.peaceman_rachford import PeacemanRachford as PeacemanRachford
 from .solvers.picard import Picard as Picard
 
 __all__ = [
@@ -20,13 +25,18 @@ __all__ = [
     "DEQCell",
     "Diagnosis",
     "Distance",
+    "ForwardBackward",
     "JacobianRegularized",
+    "MonotoneCell",
     "MultiscaleCell",
+    "PeacemanRachford",
     "Picard",
+    "ProximalActivation",
     "Spread",
     "deq",
     "diagnose",
     "distance_travelled",
+    "mondeq",
     "spectral_radius",
 ]
 

@@ -37,3 +37,27 @@ JACOBIAN_REGULARIZATION = """@inproceedings{bai2021stabilizing,
   booktitle = {International Conference on Machine Learning},
   year = {2021}
 }"""
+
+MONDEQ = """@inproceedings{winston2020monotone,
+  title = {Monotone Operator Equilibrium Networks},
+  author = {Winston, Ezra and Kolter, J. Zico},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2020}
+}"""
+
+MONDEQ_LIPSCHITZ = """@inproceedings{pabbaraju2021estimating,
+  title = {Estimating {L}ipschitz Constants of Monotone Deep Equilibrium Models},
+  author = {Pabbaraju, Chirag and Winston, Ezra and Kolter, J. Zico},
+  booktitle = {International Conference on Learning Representations},
+  year = {2021}
+}"""
+
+SPLITTING = """@article{lions1979splitting,
+  title = {Splitting Algorithms for the Sum of Two Nonlinear Operators},
+  author = {Lions, Pierre-Louis and Mercier, Bertrand},
+  journal = {SIAM Journal on Numerical Analysis},
+  volume = {16},
+  number = {6},
+  pages = {964--979},
+  year = {1979}
+}"""
