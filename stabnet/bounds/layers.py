@@ -163,6 +163,7 @@ def _dropout(module: nn.Dropout, lower: Tensor, upper: Tensor, sound: bool) -> B
 def _conv2d(module: nn.Conv2d, lower: Tensor, upper: Tensor, sound: bool) -> Box:
     padding: Any = module.padding
     if module.padding_mode != "zeros":
+        # The copies of one pixel are bounded as if they were several: soundly, if not tightly.
         amounts = module._reversed_padding_repeated_twice
         lower, upper = (F.pad(x, amounts, module.padding_mode) for x in (lower, upper))
         padding = 0

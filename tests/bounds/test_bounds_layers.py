@@ -1,0 +1,351 @@
+"""Boxes through layers: they contain what they should, and no more."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import stabnet
+from stabnet.bounds import (
+    NoBoundError,
+    affine_parameters,
+    conv2d_interval,
+    interval,
+    monotone_interval,
+)
+from stabnet.errors import InvalidInputError
+
+DOUBLE = torch.float64
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normalization(layer: nn.Module) -> nn.Module:
+    """Return batch normalization in eval mode with statistics and weights of all signs."""
+    generator = seeded(5)
+    with torch.no_grad():
+        layer.running_mean.copy_(torch.randn(layer.num_features, generator=generator))
+        layer.running_var.copy_(torch.rand(layer.num_features, generator=generator) + 0.1)
+        if layer.affine:
+            layer.weight.copy_(torch.randn(layer.num_features, generator=generator))
+            layer.bias.copy_(torch.randn(layer.num_features, generator=generator))
+    return layer.eval()
+
+
+IMAGE = (4, 6, 6)
+AFFINE = [
+    nn.Conv2d(4, 6, 3),
+    nn.Conv2d(4, 6, 3, stride=2, padding=1),
+    nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), bias=False),
+    nn.Conv2d(4, 6, 3, padding="same", dilation=2, groups=2),
+    nn.Conv2d(4, 4, 3, padding="valid", groups=4),
+    nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular"),
+    normalization(nn.BatchNorm2d(4)),
+    normalization(nn.BatchNorm2d(4, affine=False)),
+    nn.Linear(6, 3),
+    nn.Linear(6, 3, bias=False),
+    nn.AvgPool2d(3, stride=2, padding=1),
+    nn.AvgPool2d(3, ceil_mode=True, count_include_pad=False, padding=1),
+    nn.AdaptiveAvgPool2d((1, 4)),
+    nn.Flatten(),
+    nn.Flatten(2),
+    nn.Unflatten(1, (2, 2)),
+    nn.Identity(),
+    nn.Dropout(0.5).eval(),
+]
+# One pixel may enter a window twice, which bounds take for two.
+REPEATING = [
+    nn.Conv2d(4, 2, 3, padding=2, stride=2, padding_mode="reflect"),
+    nn.Conv2d(4, 2, 3, padding="same", padding_mode="replicate"),
+]
+OTHERS = [
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.ReLU6(),
+    nn.LeakyReLU(0.2),
+    nn.Hardtanh(-0.5, 0.1),
+    nn.Tanh(),
+    nn.Sigmoid(),
+    nn.Softplus(beta=2.0),
+    nn.ELU(0.7),
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, stride=2, padding=1, dilation=2),
+    nn.AdaptiveMaxPool2d(2),
+]
+
+
+def box(shape: tuple[int, ...], seed: int = 1, dtype: torch.dtype = DOUBLE):
+    """Return a random box around the origin, with some intervals of width zero."""
+    center = torch.randn(2, *shape, generator=seeded(seed), dtype=dtype)
+    radius = torch.rand(2, *shape, generator=seeded(seed + 1), dtype=dtype)
+    radius[..., 0] = 0
+    return center - radius, center + radius
+
+
+def samples(lower: torch.Tensor, upper: torch.Tensor, count: int) -> torch.Tensor:
+    """Return random points and random corners of a box."""
+    share = torch.rand(count, *lower.shape, generator=seeded(3), dtype=lower.dtype)
+    share[: count // 2] = share[: count // 2].round()
+    return torch.lerp(lower, upper, share).clamp(lower, upper)
+
+
+@pytest.mark.parametrize("sound", [False, True], ids=["fast", "sound"])
+@pytest.mark.parametrize("layer", AFFINE, ids=str)
+def test_bounds_of_affine_layers_are_those_of_their_matrix(layer, sound):
+    layer = copy.deepcopy(layer).double()
+    lower, upper = box(IMAGE)
+    found = interval(layer, lower, upper, sound=sound)
+    offset = layer(torch.zeros_like(lower))
+    matrix = torch.func.jacrev(lambda x: layer(x).sum(0))(lower).movedim(-4, 0)
+    down, up = matrix.clamp(max=0), matrix.clamp(min=0)
+    rest = tuple(range(-3, 0))
+    for row in range(2):
+        least = (up[row] * lower[row] + down[row] * upper[row]).sum(rest) + offset[row]
+        most = (up[row] * upper[row] + down[row] * lower[row]).sum(rest) + offset[row]
+        torch.testing.assert_close(found[0][row], least, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found[1][row], most, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("layer", AFFINE + REPEATING + OTHERS, ids=str)
+def test_bounds_contain_the_image_of_every_point(layer, dtype):
+    layer = copy.deepcopy(layer).to(dtype)
+    lower, upper = box(IMAGE, dtype=dtype)
+    x = samples(lower, upper, 200)
+    images = layer(x.flatten(0, 1).clone()).unflatten(0, x.shape[:2])
+    exact = copy.deepcopy(layer).double()(x.flatten(0, 1).double()).unflatten(0, x.shape[:2])
+    fast, sound = (interval(layer, lower, upper, sound=s) for s in (False, True))
+    slack = 20 * torch.finfo(dtype).eps * (1 + images.abs().max())
+    assert bool((fast[0] - slack <= images).all())
+    assert bool((images <= fast[1] + slack).all())
+    layer.double()
+    sound = interval(layer, lower.double(), upper.double(), sound=True)
+    rounding = 1e-14 * (1 + exact.abs().max())  # of the samples' own evaluation
+    assert bool((sound[0] - rounding <= exact).all())
+    assert bool((exact <= sound[1] + rounding).all())
+
+
+@pytest.mark.parametrize("layer", OTHERS, ids=str)
+def test_bounds_of_monotone_layers_are_attained(layer):
+    lower, upper = box(IMAGE)
+    for sound in (False, True):
+        found = interval(layer, lower, upper, sound=sound)
+        for bound, end in zip(found, (lower, upper), strict=True):
+            torch.testing.assert_close(bound, layer(end.clone()), rtol=1e-13, atol=1e-13)
+
+
+def small_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        normalization(nn.BatchNorm2d(3)),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3)),
+    ).eval()
+
+
+def test_sound_bounds_contain_the_fast_ones_to_rounding_and_are_in_float64():
+    network = small_network()
+    lower, upper = box((1, 4, 4), dtype=torch.float32)
+    fast, sound = (interval(network, lower, upper, sound=s) for s in (False, True))
+    assert fast[0].dtype == torch.float32
+    assert sound[0].dtype == DOUBLE
+    assert not sound[0].requires_grad
+    double = interval(network.double(), lower.double(), upper.double())
+    assert bool((sound[0] <= double[0]).all())
+    assert bool((sound[1] >= double[1]).all())
+    torch.testing.assert_close(sound[0], double[0], rtol=1e-12, atol=1e-12)
+
+
+def test_bounds_at_a_point_are_the_prediction_itself():
+    network = small_network()
+    x = torch.randn(3, 1, 4, 4, generator=seeded())
+    lower, upper = interval(network, x, x)
+    assert torch.equal(lower, network(x))
+    assert torch.equal(upper, network(x))
+    lower, upper = interval(network, x, x, sound=True)
+    exact = network.double()(x.double())
+    torch.testing.assert_close(lower, exact, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(upper, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_bounds_have_gradients():
+    network = small_network().double()
+    parameters = dict(network.named_parameters())
+    lower, upper = (t.requires_grad_() for t in box((1, 4, 4)))
+
+    class Bounds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, lower, upper):
+            return interval(self.network, lower, upper)
+
+    def bounds(lower, upper, *tensors):
+        named = {f"network.{n}": t for n, t in zip(parameters, tensors, strict=True)}
+        return torch.func.functional_call(Bounds(), named, (lower, upper))
+
+    # Random points are no kinks of |W| and ReLU; and widths of 0 are the edge of what is a box.
+    upper = (upper.detach() + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(bounds, (lower, upper, *parameters.values()))
+
+
+def test_bounds_pass_through_vmap():
+    network = small_network().double()
+    lower, upper = (t[:, None] for t in box((1, 4, 4)))
+    mapped = torch.func.vmap(lambda a, b: interval(network, a, b))(lower, upper)
+    plain = interval(network, lower[:, 0], upper[:, 0])
+    torch.testing.assert_close(mapped[0][:, 0], plain[0])
+    torch.testing.assert_close(mapped[1][:, 0], plain[1])
+
+
+def test_a_row_of_which_nothing_is_known_stays_so_and_alone():
+    network = nn.Sequential(*small_network(), normalization(nn.BatchNorm1d(3)))
+    lower, upper = box((1, 4, 4))
+    alone = interval(network, lower[1:], upper[1:], sound=True)
+    lower[0], upper[0] = -torch.inf, torch.inf
+    linear = nn.Linear(16, 2)
+    wide = interval(linear, lower.flatten(1), upper.flatten(1), sound=True)
+    assert bool((wide[0][0] == -torch.inf).all())
+    assert bool((wide[1][0] == torch.inf).all())
+    together = interval(network, lower, upper, sound=True)
+    assert not bool(together[0].isnan().any())
+    torch.testing.assert_close(together[0][1:], alone[0], rtol=1e-13, atol=1e-13)
+    with pytest.raises(InvalidInputError, match="infinite"):
+        interval(linear, lower.flatten(1), upper.flatten(1))
+
+
+def test_a_parametrized_layer_is_bounded_with_its_weight():
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+    lower, upper = box(IMAGE)
+    found = interval(layer, lower, upper)
+    plain = nn.Linear(6, 3).double()
+    plain.load_state_dict({"weight": layer.weight.detach(), "bias": layer.bias.detach()})
+    torch.testing.assert_close(found, interval(plain, lower, upper))
+
+
+class Doubled(nn.Module):
+    """A part that bounds itself."""
+
+    def interval(self, lower, upper, *, sound=False):
+        self.sound = sound
+        return 2 * lower, 2 * upper
+
+
+class Unrounded(nn.Module):
+    """A part that bounds itself, but says nothing of rounding."""
+
+    def interval(self, lower, upper):
+        return lower, upper
+
+
+class Affine(nn.Module):
+    """A part that says it is affine."""
+
+    def affine(self):
+        return torch.tensor([[1.0, -1.0]]), None
+
+
+def test_a_part_that_bounds_itself_is_asked():
+    part = Doubled()
+    lower, upper = box((3,))
+    found = interval(nn.Sequential(part, nn.ReLU()), lower, upper, sound=True)
+    assert part.sound
+    assert torch.equal(found[0], (2 * lower).relu())
+    assert isinstance(part, stabnet.interfaces.BoundsIntervals)
+
+
+def test_a_part_that_says_nothing_of_rounding_is_refused_where_it_matters():
+    lower, upper = box((3,))
+    assert interval(Unrounded(), lower, upper)[0] is lower
+    with pytest.raises(NoBoundError, match=r"Unrounded\.interval takes no `sound`"):
+        interval(Unrounded(), lower, upper, sound=True)
+
+
+def test_a_part_that_is_affine_is_bounded_as_such():
+    lower, upper = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 3.0]])
+    assert [t.item() for t in interval(Affine(), lower, upper)] == [-3.0, 0.0]
+    weight, bias = affine_parameters(Affine())
+    assert weight.shape == (1, 2)
+    assert bias is None
+    assert affine_parameters(nn.Linear(2, 3))[0].shape == (3, 2)
+    assert affine_parameters(nn.ReLU()) is None
+
+
+class Shifted(nn.Linear):
+    """A layer that computes something else than its class."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def hooked() -> nn.Module:
+    layer = nn.ReLU()
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+class Bent(nn.Sequential):
+    """A sequence that is none."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def with_own_forward() -> nn.Module:
+    layer = nn.ReLU()
+    layer.forward = torch.neg
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.GELU(), r"GELU\(approximate='none'\); known are Linear, Sequential"),
+        (nn.Sequential(nn.ReLU(), nn.SiLU()), "SiLU"),
+        (nn.BatchNorm1d(3), "BatchNorm1d.*couples the samples"),
+        (nn.BatchNorm1d(3, track_running_stats=False).eval(), "track_running_stats"),
+        (nn.Dropout(0.1), r"Dropout.*module.eval\(\)"),
+        (nn.LeakyReLU(-0.1), "LeakyReLU.*decreases"),
+        (nn.ELU(-1.0), "ELU.*decreases"),
+        (nn.Softplus(beta=-1.0), "Softplus.*beta"),
+        (nn.AvgPool2d(1, divisor_override=-1), "negative divisor"),
+        (nn.MaxPool2d(1, return_indices=True), "indices"),
+        (nn.AdaptiveMaxPool2d(1, return_indices=True), "indices"),
+        (Shifted(3, 3), "Shifted is a Linear with a forward of its own"),
+        (Bent(nn.ReLU()), "Bent is a Sequential with a forward of its own"),
+        (with_own_forward(), "ReLU with a forward of its own"),
+        (hooked(), "forward hooks"),
+    ],
+    ids=lambda part: type(part).__name__ if isinstance(part, nn.Module) else "",
+)
+def test_what_cannot_be_bounded_is_refused_by_name(module, message):
+    lower, upper = box((3,))
+    with pytest.raises(NoBoundError, match=message):
+        interval(module, lower.float(), upper.float())
+
+
+def test_a_convolution_by_its_function_is_that_of_the_module():
+    layer = nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=1, groups=2).double()
+    lower, upper = box(IMAGE)
+    options = {"stride": 2, "padding": 1, "groups": 2}
+    found = conv2d_interval(lower, upper, layer.weight, layer.bias, **options)
+    torch.testing.assert_close(found, interval(layer, lower, upper))
+
+
+def test_computed_values_out_of_order_are_put_in_order():
+    def jagged(x: torch.Tensor) -> torch.Tensor:
+        return x - (x > 0).to(x) * 1e-7
+
+    lower, upper = monotone_interval(jagged, torch.tensor([-1e-9]), torch.tensor([1e-9]))
+    assert bool(lower <= upper)
