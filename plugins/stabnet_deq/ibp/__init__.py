@@ -1,0 +1,1 @@
+"""Equilibria with sound boxes around them: the cell, its interval extension, certified training."""
