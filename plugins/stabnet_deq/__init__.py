@@ -11,11 +11,14 @@ from . import references
 
 _LAZY = {
     "Anderson": ".solvers.anderson",
+    "Broyden": ".solvers.broyden",
     "ConvCell": ".conv",
     "DEQCell": ".cell",
     "Diagnosis": ".diagnostics",
     "Distance": ".diagnostics",
     "ForwardBackward": ".solvers.forward_backward",
+    "IBPMonotoneCell": ".ibp.cell",
+    "IntervalCrossEntropy": ".ibp.objective",
     "JacobianRegularized": ".regularization",
     "MonotoneCell": ".monotone",
     "MultiscaleCell": ".multiscale",
@@ -23,20 +26,25 @@ _LAZY = {
     "Picard": ".solvers.picard",
     "ProximalActivation": ".monotone",
     "Spread": ".diagnostics",
+    "StridedConv": ".ibp.backbone",
     "deq": ".deq",
     "diagnose": ".diagnostics",
     "distance_travelled": ".diagnostics",
+    "ibp_mondeq": ".ibp_mondeq",
     "mondeq": ".mondeq",
     "spectral_radius": ".arnoldi",
 }
 
 __all__ = [
     "Anderson",
+    "Broyden",
     "ConvCell",
     "DEQCell",
     "Diagnosis",
     "Distance",
     "ForwardBackward",
+    "IBPMonotoneCell",
+    "IntervalCrossEntropy",
     "JacobianRegularized",
     "MonotoneCell",
     "MultiscaleCell",
@@ -44,9 +52,11 @@ __all__ = [
     "Picard",
     "ProximalActivation",
     "Spread",
+    "StridedConv",
     "deq",
     "diagnose",
     "distance_travelled",
+    "ibp_mondeq",
     "mondeq",
     "spectral_radius",
 ]
@@ -127,6 +137,13 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         reference=references.JACOBIAN_REGULARIZATION,
         example={"base_objective": "cross_entropy", "weight": 0.5, "samples": 2},
     )
+    registrar.solver(
+        "broyden",
+        "stabnet_deq.solvers.broyden:Broyden",
+        summary="Broyden's quasi-Newton method with limited memory and a safeguard",
+        reference=references.BROYDEN,
+        example={"tolerance": 1e-11, "max_evaluations": 200},
+    )
     registrar.model(
         "deq",
         "stabnet_deq.deq:deq",
@@ -149,5 +166,39 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
             "num_outputs": 3,
             "backbone": {"name": "linear", "width": 6},
             "solver": {"name": "peaceman_rachford", "tolerance": 1e-11},
+        },
+    )
+    registrar.cell(
+        "ibp_monotone",
+        "stabnet_deq.ibp.cell:IBPMonotoneCell",
+        summary="dominated weights: unique equilibria, with sound interval bounds",
+        reference=references.IBP_MONDEQ,
+        example={"state_shape": (6,), "feature_shape": (6,)},
+    )
+    registrar.backbone(
+        "strided_conv",
+        "stabnet_deq.ibp.backbone:StridedConv",
+        summary="strided convolutions without normalization or pooling, tight to bound",
+        reference=references.INTERVAL_BOUNDS,
+        example={"in_shape": (1, 8, 8), "channels": (2, 3), "width": 6},
+    )
+    registrar.objective(
+        "ibp",
+        "stabnet_deq.ibp.objective:IntervalCrossEntropy",
+        summary="certified training: cross entropy of the worst logits that interval bounds allow",
+        reference=(references.INTERVAL_BOUNDS, references.IBP_MONDEQ),
+        # The kit's own model has no interval bounds, and without a radius needs none.
+        example={"eps": 0.0},
+    )
+    registrar.model(
+        "ibp_mondeq",
+        "stabnet_deq.ibp_mondeq:ibp_mondeq",
+        summary="equilibrium classifier that can be verified by interval bounds",
+        reference=references.IBP_MONDEQ,
+        example={
+            "in_shape": (1, 8, 8),
+            "num_outputs": 3,
+            "backbone": {"name": "linear", "width": 6},
+            "solver": {"name": "picard", "tolerance": 1e-11, "max_evaluations": 500},
         },
     )

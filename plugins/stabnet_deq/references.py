@@ -61,3 +61,29 @@ SPLITTING = """@article{lions1979splitting,
   pages = {964--979},
   year = {1979}
 }"""
+
+BROYDEN = """@article{broyden1965class,
+  title = {A Class of Methods for Solving Nonlinear Simultaneous Equations},
+  author = {Broyden, Charles G.},
+  journal = {Mathematics of Computation},
+  volume = {19},
+  number = {92},
+  pages = {577--593},
+  year = {1965}
+}"""
+
+IBP_MONDEQ = """@inproceedings{wei2022certified,
+  title = {Certified Robustness for Deep Equilibrium Models via Interval Bound Propagation},
+  author = {Wei, Colin and Kolter, J. Zico},
+  booktitle = {International Conference on Learning Representations},
+  year = {2022}
+}"""
+
+INTERVAL_BOUNDS = """@article{gowal2018effectiveness,
+  title = {On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models},
+  author = {Gowal, Sven and Dvijotham, Krishnamurthy and Stanforth, Robert and Bunel, Rudy and
+    Qin, Chongli and Uesato, Jonathan and Arandjelovic, Relja and Mann, Timothy and Kohli,
+    Pushmeet},
+  journal = {arXiv preprint arXiv:1810.12715},
+  year = {2018}
+}"""

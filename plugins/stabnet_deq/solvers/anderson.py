@@ -12,7 +12,8 @@ from stabnet import InvalidOptionError
 from stabnet.interfaces import Features, FixedPointMap, Solver, SolverResult
 
 from .control import Control
-from .iteration import Method, combine, iterate
+from .history import combine, put, residual_unit
+from .iteration import Method, iterate
 
 __all__ = ["Anderson"]
 
@@ -105,6 +106,7 @@ class _Extrapolation(Method):
     """
 
     growth = 4.0
+    patience = 15
 
     def __init__(self, memory: int, mixing: float, regularization: float) -> None:
         self._memory, self._mixing, self._regularization = memory, mixing, regularization
@@ -146,10 +148,8 @@ class _Extrapolation(Method):
 
     def _allocate(self, g: Tensor) -> None:
         rows, n = g.shape
-        m, dtype = self._memory, torch.promote_types(g.dtype, torch.float32)
-        # A power of two, so that the unit rounds nothing; one for a residual of zero.
-        exponent = torch.frexp(g.detach().abs().amax(1, keepdim=True).to(dtype)).exponent
-        self._unit = torch.ldexp(torch.ones_like(g[:, :1], dtype=dtype), -exponent)
+        m, self._unit = self._memory, residual_unit(g)
+        dtype = self._unit.dtype
         ridge = max(self._regularization, 8 * torch.finfo(g.dtype).eps)
         self._ridge = 1 + ridge * torch.eye(m, dtype=dtype, device=g.device)
         # Like g, which is batched if anything that torch.vmap maps over is.
@@ -161,21 +161,13 @@ class _Extrapolation(Method):
         slot = self._count % self._memory
         self._count += 1
         n = pair.shape[1] // 2
-        self._held = _put(self._held, difference, 1, slot)
+        self._held = put(self._held, difference, 1, slot)
         both = torch.stack([difference[:, :n], pair[:, :n]], 1)
         products = torch.bmm(both, self._held[:, :, :n].mT)
         if self._valid is not None:
-            self._valid = _put(self._valid, torch.ones_like(self._valid[:, 0]), 1, slot)
+            self._valid = put(self._valid, torch.ones_like(self._valid[:, 0]), 1, slot)
             products = products * self._valid[:, None]
         row, right = products.unbind(1)
-        self._gram = _put(self._gram, row, 1, slot)
-        self._gram = _put(self._gram, row * self._ridge[slot], 2, slot)
+        self._gram = put(self._gram, row, 1, slot)
+        self._gram = put(self._gram, row * self._ridge[slot], 2, slot)
         return right
-
-
-def _put(buffer: Tensor, value: Tensor, dim: int, slot: int) -> Tensor:
-    """Write a slot; into a copy where a gradient will need the buffer as it was."""
-    if torch.is_grad_enabled():
-        return buffer.select_scatter(value, dim, slot)
-    buffer.select(dim, slot).copy_(value)
-    return buffer

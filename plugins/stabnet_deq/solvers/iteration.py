@@ -16,7 +16,7 @@ from stabnet.interfaces import Features, FixedPointMap, SolverResult
 
 from .control import Control
 
-__all__ = ["Method", "Progress", "combine", "iterate", "resolution", "row_norm"]
+__all__ = ["Method", "Progress", "iterate", "resolution", "row_norm"]
 
 Outcome: TypeAlias = Literal["improved", "mixed", "finished"]
 
@@ -25,11 +25,14 @@ class Method(ABC):
     """How the next iterate is proposed; ``z``, its image and ``g = f(z) − z`` are ``(rows, n)``.
 
     Attributes:
-        growth: growth of a row's residual, over its best since the last restart, that makes it
+        growth: growth of a row's ``‖g‖``, over its least since the last restart, that makes it
             restart.
+        patience: number of evaluations in which a row's best residual has to halve; a row that does
+            not takes plain steps for a while. Zero for endless patience.
     """
 
     growth: float
+    patience: int
 
     @abstractmethod
     def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
@@ -54,16 +57,6 @@ def row_norm(x: Float[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
     return norm
 
 
-def combine(
-    coefficients: Float[Tensor, "rows m"], vectors: Float[Tensor, "rows m n"]
-) -> Float[Tensor, "rows n"]:
-    """Return the linear combinations of each row's vectors."""
-    # For tiny matrices the batched product is several times slower than summing up.
-    if vectors[0].numel() < 400:
-        return (coefficients[:, :, None] * vectors).sum(1)
-    return torch.bmm(coefficients[:, None], vectors)[:, 0]
-
-
 def resolution(z: Tensor) -> float:
     """Return the smallest relative residual that iterates can resolve: four units of rounding.
 
@@ -84,7 +77,7 @@ def iterate(
     without any may close over rows. A row whose residual grows to four times its best starts
     again from the image of its best iterate.
     """
-    progress = Progress(z0, u, control, method.growth)
+    progress = Progress(z0, u, control, method)
     device = z0.device.type
     # Autocast is for the map; a method needs the state's precision.
     autocast = torch.is_autocast_enabled(device)
@@ -97,7 +90,7 @@ def iterate(
         if outcome == "finished":
             return control.finish(progress.result())
         with precise():
-            if outcome == "improved":
+            if outcome == "improved" and not progress.stalling:
                 z = method.step(z, image, g)
                 continue
             rows = progress.compact()
@@ -105,7 +98,7 @@ def iterate(
                 method.keep(rows)
                 z, image, g = z[rows], image[rows], g[rows]
             method.restart(progress.restart)
-            z = progress.hold(method.step(z, image, g))
+            z = progress.hold(method.step(z, image, g), image)
 
 
 class Progress:
@@ -118,17 +111,19 @@ class Progress:
         z0: the initial iterates.
         u: features with a row for each of them, or none.
         control: when to stop. The tolerance is never taken below what iterates can resolve.
-        growth: growth of the residual, over the best since the last restart, that asks for another.
+        method: what is proposed to the rows, and with which safeguards. Growth is that of
+            ``‖f(z) − z‖``, not of the relative residual, which is large wherever the map is near
+            zero.
     """
 
     def __init__(
-        self, z0: Float[Tensor, "batch n"], u: Features, control: Control, growth: float
+        self, z0: Float[Tensor, "batch n"], u: Features, control: Control, method: Method
     ) -> None:
         self.u = u
         self.nfe = 0
         self.best = self.best_image = z0
         self._control = control
-        self._growth = growth
+        self._growth, self._patience = method.growth, method.patience
         self._every = control.interval(z0.device)
         self._looking = not control.fixed_iterations and len(z0) > 0
         self._compacting = self._looking and u is not None and not torch.is_grad_enabled()
@@ -138,7 +133,10 @@ class Progress:
         self._reference = self._residual
         self._settled: Tensor = self._residual < 0
         self.restart = self._settled
-        self._finished = False
+        # What the residual was when patience was last asked for; until when steps are plain.
+        self._milestone = self._residual
+        self._plain_until = torch.zeros_like(self._residual)
+        self.stalling = False
         self._rows: Tensor | None = None
         self._left: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -146,6 +144,8 @@ class Progress:
         """Take note of an iterate, and tell what became of the rows."""
         self.nfe += 1
         last = self.nfe == self._control.max_evaluations
+        if self._patience and self.nfe % self._patience == 0:
+            self._ask_patience(z.shape[1])
         difference, scale = row_norm(g.detach()), row_norm(image.detach())
         residual = difference / scale
         looking = self._looking and not self.nfe % self._every
@@ -154,8 +154,8 @@ class Progress:
             lowest, highest = torch.aminmax(residual)
             converged = bool(highest <= self._tolerance)
             if converged or bool(lowest > self._tolerance):
-                self.best, self.best_image = z, image
-                self._residual = self._reference = residual
+                self.best, self.best_image, self._residual = z, image, residual
+                self._reference = torch.minimum(self._reference, difference)
                 return "finished" if converged or last else "improved"
         self._tell_apart(z, image, difference, torch.isfinite(scale), residual)
         finished = last or not len(z) or (looking and bool(self._settled.all()))
@@ -171,14 +171,27 @@ class Progress:
         self.best_image = torch.where(better[:, None], image, self.best_image)
         self._residual = torch.where(better, residual, self._residual)
         self._settled = self._settled | (self._residual <= self._tolerance) | ~finite
-        self.restart = ~self._settled & (residual > self._growth * self._reference)
+        grown = difference > self._growth * self._reference
+        self.restart = grown & ~better & ~self._settled
         # After a restart any residual is accepted once, or one bad step would recur for ever.
         self._reference = torch.where(
-            self.restart, torch.inf, torch.minimum(self._reference, residual)
+            self.restart, torch.inf, torch.minimum(self._reference, difference)
         )
+        if self.stalling:
+            self._plain_until = torch.where(self.restart, 0, self._plain_until)
 
-    def hold(self, proposed: Tensor) -> Tensor:
-        """Return the next iterates: finished rows stay, restarting ones take a plain step."""
+    def _ask_patience(self, n: int) -> None:
+        """Begin plain steps for the rows that stall, and end those that have had enough of them."""
+        stalled = (self._residual > 0.5 * self._milestone) & (self._plain_until <= self.nfe)
+        until = self.nfe + min(n, 8 * self.nfe)
+        self._plain_until = torch.where(stalled, until, self._plain_until)
+        self._milestone = self._residual
+        self.stalling = not self._looking or bool((self._plain_until > self.nfe).any())
+
+    def hold(self, proposed: Tensor, image: Tensor) -> Tensor:
+        """Return the next iterates: finished rows stay, stalling and restarting ones step plainly."""
+        if self.stalling:
+            proposed = torch.where((self._plain_until > self.nfe)[:, None], image, proposed)
         held = torch.where(self.restart[:, None], self.best_image, self.best)
         return torch.where((self.restart | self._settled)[:, None], held, proposed)
 
@@ -200,6 +213,7 @@ class Progress:
         self.best, self.best_image = self.best[rows], self.best_image[rows]
         self._residual, self._reference = self._residual[rows], self._reference[rows]
         self._settled, self.restart = self._settled[rows], self.restart[rows]
+        self._milestone, self._plain_until = self._milestone[rows], self._plain_until[rows]
         return rows
 
     def result(self) -> SolverResult:
