@@ -100,14 +100,14 @@ def _named(module: nn.Module) -> str:
 def _own_interval(
     module: nn.Module, own: Callable[..., Box], lower: Tensor, upper: Tensor, sound: bool
 ) -> Box:
-    if not sound:
-        return own(lower, upper)
-    if "sound" not in inspect.signature(own).parameters:
+    if "sound" in inspect.signature(own).parameters:
+        return own(lower, upper, sound=sound)
+    if sound:
         raise NoBoundError(
             f"{type(module).__name__}.interval takes no `sound`, so nothing is known of its "
             "rounding; give it the signature interval(lower, upper, *, sound=False)"
         )
-    return own(lower, upper, sound=True)
+    return own(lower, upper)
 
 
 def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
