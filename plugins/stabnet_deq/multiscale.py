@@ -66,7 +66,7 @@ class MultiscaleCell(Cell):
         feature_shape: Sequence[int],
         scales: int | None = None,
         groups: int = 8,
-        weight_scale: float = 0.1,
+        weight_scale: float = 0.03,
     ) -> None:
         super().__init__()
         self.state_shape = shapes = _scales(state_shape, scales)

@@ -58,7 +58,7 @@ class JacobianRegularized(Objective):
     def __init__(
         self,
         base_objective: str | Mapping[str, Any] | nn.Module = "cross_entropy",
-        weight: float = 1.0,
+        weight: float = 0.1,
         samples: int = 1,
     ) -> None:
         super().__init__()
