@@ -32,7 +32,7 @@ class StridedConv(Backbone):
 
     References:
         Close to the network "small" of Gowal et al.: "On the effectiveness of interval bound
-        propagation for training verifiably robust models", 2018, table 1.
+        propagation for training verifiably robust models", 2018.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import Equilibrium, InvalidInputError, InvalidOptionError
+from stabnet.bounds import check_box
 from stabnet.interfaces import Cell, Features, Guarantee, State
 
 from ..solvers.picard import Picard
@@ -57,8 +58,10 @@ class IBPMonotoneCell(Cell):
 
     References:
         Wei, Kolter: "Certified robustness for deep equilibrium models via interval bound
-        propagation", 2022, section 4.
+        propagation", 2022.
     """
+
+    state_shape: tuple[int, ...]
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ class IBPMonotoneCell(Cell):
             with infinite features, say) is ``(-inf, inf)``.
 
         Raises:
-            InvalidInputError: for bounds of another shape, or a lower bound above its upper one.
+            InvalidInputError: for bounds of another shape, NaN, or a lower bound above its upper.
         """
         self._check(lower, upper)
         if sound:
@@ -193,7 +196,4 @@ class IBPMonotoneCell(Cell):
                 f"bounds have shapes {tuple(lower.shape)} and {tuple(upper.shape)}; both are "
                 f"(batch, {self.feature_shape[0]})"
             )
-        if bool((lower > upper).any()):
-            raise InvalidInputError(
-                "a lower bound is above its upper bound; give the bounds as (lower, upper)"
-            )
+        check_box(lower, upper, finite=False)

@@ -85,8 +85,8 @@ def enclose_equilibrium(
         Bounds of the fixed points; ``(-inf, inf)`` in rows for which the check failed.
 
     References:
-        Rump: "Verification methods: rigorous results using floating-point arithmetic", 2010,
-        section 13 (inflation and inclusion); Berman, Plemmons: "Nonnegative matrices in the
+        Rump: "Verification methods: rigorous results using floating-point arithmetic", 2010
+        (inflation and inclusion); Berman, Plemmons: "Nonnegative matrices in the
         mathematical sciences", 1994, chapter 6 (M-matrices).
     """
     image = partial(interval_image, weight, sigma, (lower, upper))

@@ -35,7 +35,8 @@ class IntervalCell(Cell):
         cell: the cell that is extended.
 
     References:
-        Wei, Kolter, 2022, (8)–(9), with step one: for weights dominated as here no smaller step is
+        Wei, Kolter: "Certified robustness for deep equilibrium models via interval bound
+        propagation", 2022; with step one, since for weights dominated as here no smaller one is
         needed.
     """
 

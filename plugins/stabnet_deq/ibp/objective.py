@@ -48,7 +48,8 @@ class IntervalCrossEntropy(Objective):
 
     References:
         Gowal et al.: "On the effectiveness of interval bound propagation for training verifiably
-        robust models", 2018, (12); Wei, Kolter, 2022, section 5.
+        robust models", 2018; Wei, Kolter: "Certified robustness for deep equilibrium models via
+        interval bound propagation", 2022.
     """
 
     dynamics: ClassVar[Literal["any", "flow", "equilibrium"]] = "equilibrium"
