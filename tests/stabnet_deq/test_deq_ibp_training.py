@@ -181,4 +181,4 @@ def test_training_on_digits_certifies_most_of_them(tmp_path):
     assert result.test["accuracy"] == pytest.approx(report.verified_accuracy, abs=0.01)
     pgd = {"name": "pgd", "eps": 0.02, "step_size": 0.005, "steps": 10}
     attacked = stabnet.robustness.attack_model(model, batches, pgd)
-    assert attacked.accuracy >= report.verified_accuracy
+    assert attacked.robust_accuracy >= report.verified_accuracy
