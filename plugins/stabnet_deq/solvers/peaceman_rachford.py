@@ -54,6 +54,8 @@ class PeacemanRachford(Solver):
         Lions, Mercier: "Splitting algorithms for the sum of two nonlinear operators", 1979.
     """
 
+    unrollable = True
+
     def __init__(
         self,
         tolerance: float = 1e-5,
