@@ -142,7 +142,8 @@ def markdown(rows: list[dict], args: argparse.Namespace) -> str:
         "8/255 by the protocol of the LyaDEQ paper (10 steps of 1/255). Accuracy in %.",
         "",
         f"| backbone | epochs | clean | **verified {args.eps}** | PGD {args.eps} | PGD 8/255 | "
-        "PGD 8/255, published | clean / verified with W = 0 | training, wall / CPU min | verification s |",
+        "PGD 8/255, published | clean / verified with W = 0 | training, wall / CPU min | "
+        "verification s |",
         "|---" * 10 + "|",
     ]
     for row in rows:
