@@ -40,8 +40,8 @@ class MonotoneCell(Cell):
         monotonicity: the constant ``m``, positive; at the default of one equilibria are no further
             apart than features.
         activation: ``σ`` by name (``relu``, ``leaky_relu``, ``elu``, ``hardtanh``, ``sigmoid``,
-            ``softplus``, ``soft_threshold``, ``tanh``), or an object that knows its proximal
-            operator.
+            ``softplus``, ``soft_threshold``, ``tanh``), or a :class:`ProximalActivation`, with
+            which a model cannot be saved by description.
         kernel_size: for images, edge of the kernels of ``A`` and ``B``; 3 if ``None``.
 
     Raises:
