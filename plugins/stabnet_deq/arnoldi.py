@@ -87,17 +87,20 @@ def arnoldi_radius(
         raise InvalidOptionError(f"products must be at least 1; got {products}")
     batch, n = start.shape
     steps = min(products, n)
-    negligible = 1e3 * torch.finfo(start.dtype).eps
-    basis = start.new_zeros(batch, steps, n)
-    hessenberg = start.new_zeros(batch, steps, steps)
-    q = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
+    # The least precise of states still have a basis in single precision, under autocast too.
+    q = start.to(torch.promote_types(start.dtype, torch.float32))
+    negligible = 1e3 * torch.finfo(q.dtype).eps
+    basis = q.new_zeros(batch, steps, n)
+    hessenberg = q.new_zeros(batch, steps, steps)
+    q = q / torch.linalg.vector_norm(q, dim=-1, keepdim=True)
     for j in range(steps):
         basis[:, j] = q
-        w = product(q)
+        w = product(q.to(start.dtype)).to(q.dtype)
         size = torch.linalg.vector_norm(w, dim=-1)
         for _ in range(2):  # once loses orthogonality, twice is enough
-            along = torch.einsum("bmn,bn->bm", basis[:, : j + 1], w)
-            w = w - torch.einsum("bm,bmn->bn", along, basis[:, : j + 1])
+            with torch.autocast(start.device.type, enabled=False):
+                along = torch.einsum("bmn,bn->bm", basis[:, : j + 1], w)
+                w = w - torch.einsum("bm,bmn->bn", along, basis[:, : j + 1])
             hessenberg[:, : j + 1, j] += along
         if j + 1 < steps:
             length = torch.linalg.vector_norm(w, dim=-1)
@@ -109,5 +112,5 @@ def arnoldi_radius(
     finite = hessenberg.isfinite().all(-1).all(-1)
     # The eigenvalue routine raises for the whole batch because of one NaN.
     values = torch.linalg.eigvals(torch.where(finite[:, None, None], hessenberg, 0).double())
-    radius = values.abs().amax(-1).to(start.dtype)
+    radius = values.abs().amax(-1).to(q.dtype)
     return torch.where(finite, radius, torch.nan)

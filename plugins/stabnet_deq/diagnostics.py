@@ -21,7 +21,7 @@ from .equilibria import Solved, flatten, solve
 __all__ = ["Diagnosis", "Distance", "Spread", "diagnose", "distance_travelled"]
 
 _SAME = 0.99
-"""Share of predictions that one evaluation must already get right for the solver to be idle."""
+"""Share of predictions left as they were from which on a solver, or a dynamics, is called idle."""
 
 _NEAR = 0.01
 """Relative distance from the first evaluation below which the solver hardly moved."""
@@ -176,9 +176,10 @@ def diagnose(
 
     Raises:
         InvalidInputError: if there is no equilibrium, or more than one; if its cell couples
-            samples even in eval mode; or if there is no sample.
+            samples even in eval mode; for targets that are no class labels; or if there is no
+            sample.
     """
-    device = next((p.device for p in model.parameters()), None)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     parts: list[dict[str, Tensor]] = []
     with torch.inference_mode(False), torch.no_grad(), eval_mode(model):
         for x, y in batches:
@@ -211,6 +212,11 @@ def _look(
     solved = solve(model, x)
     start, first = _first_states(solved)
     predicted = model.decode(solved.output).argmax(1)
+    if y.shape != predicted.shape or y.is_floating_point():
+        raise InvalidInputError(
+            f"a diagnosis takes class labels {tuple(predicted.shape)}, whole numbers; got "
+            f"{tuple(y.shape)} of {y.dtype}"
+        )
     after_one = model.decode(first, solved.stage, solved.features).argmax(1)
     at_start = model.decode(start, solved.stage, solved.features).argmax(1)
     distance, solution = _distance(solved, start, first), solved.solution

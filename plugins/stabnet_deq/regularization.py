@@ -38,6 +38,7 @@ class JacobianRegularized(Objective):
     Where the cell couples the samples (batch normalization in training mode), ``J`` is the
     Jacobian of the whole batch, cross terms and all, divided by the batch's number of entries; no
     running statistics are updated. Dropout in the cell draws a mask of its own for this term.
+    Under ``torch.compile`` the graph breaks around the run of the model.
 
     Args:
         base_objective: what is minimized besides.

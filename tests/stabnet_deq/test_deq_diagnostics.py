@@ -117,6 +117,15 @@ def test_few_products_approach_the_radius_of_a_symmetric_matrix_from_below():
     torch.testing.assert_close(found[-1], torch.full_like(found[-1], 0.9))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_costs_no_more_than_its_rounding(dtype):
+    matrix = rotation(0.7, 0.5).kron(torch.diag(torch.tensor([1.0, -0.6]).double())).to(dtype)
+    found = arnoldi_radius(lambda w: w @ matrix, random(3, 4).to(dtype), 4)
+    assert found.dtype == torch.float32
+    error = 20 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, torch.full_like(found, 0.5), rtol=error, atol=0)
+
+
 def test_a_sample_whose_jacobian_is_not_finite_leaves_the_others_alone():
     scale = torch.tensor([0.5, math.nan, 0.7], dtype=torch.float64)
     found = arnoldi_radius(lambda w: scale[:, None] * w, random(3, 4), 4)
@@ -254,10 +263,14 @@ def test_what_has_no_single_equilibrium_is_refused():
     for batches in ([], [(x[:0], y[:0])]):
         with pytest.raises(stabnet.InvalidInputError, match="no sample to diagnose"):
             diagnose(model(), batches)
+    for targets in (y[:, None], y.double()):
+        with pytest.raises(stabnet.InvalidInputError, match=r"class labels \(9,\)"):
+            diagnose(model(), [(x, targets)])
 
 
 def test_a_cell_that_couples_samples_in_eval_mode_is_refused():
-    cell = stabnet.build("deq", kind="cell", state_shape=(4,), feature_shape=(4,))
-    cell.inner_norm = nn.BatchNorm1d(4, track_running_stats=False)
+    cell = Linear(0.1 * random(4, 4))
+    cell.add_module("norm", nn.BatchNorm1d(4, track_running_stats=False))
+    assert not cell.eval().per_sample
     with pytest.raises(stabnet.InvalidInputError, match="couples the samples"):
-        spectral_radius(Equilibrium(cell.double(), picard()), data()[0])
+        spectral_radius(Equilibrium(cell, picard()), data()[0])

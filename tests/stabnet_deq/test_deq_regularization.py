@@ -220,6 +220,27 @@ def test_a_model_without_an_equilibrium_is_refused():
         JacobianRegularized()(plain, *batch())
 
 
+def test_loss_and_gradient_survive_compilation():
+    class Training(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.objective = model(), JacobianRegularized()
+            self.model.dynamics.solver = stabnet.build(
+                "picard", kind="solver", max_evaluations=2, fixed_iterations=True
+            )
+
+        def forward(self, x, y):
+            return self.objective(self.model, x, y)[0]
+
+    training, (x, y) = Training(), batch()
+    found = []
+    for run in (training, torch.compile(training, backend="aot_eager")):
+        torch.manual_seed(1)
+        loss = run(x, y)
+        found.append([loss, *torch.autograd.grad(loss, list(training.parameters()))])
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_training_with_it_lowers_the_spectral_radius():
     data = stabnet.data.load("digits")
     x, y = next(iter(stabnet.data.loader(data.train, batch_size=256)))
@@ -231,7 +252,7 @@ def test_training_with_it_lowers_the_spectral_radius():
             in_shape=data.in_shape,
             num_outputs=10,
             backbone={"name": "linear", "width": 16},
-            cell={"name": "deq", "weight_scale": 0.3},
+            cell={"name": "deq", "weight_scale": 0.1},
             solver={"name": "anderson", "tolerance": 1e-3, "max_evaluations": 20},
         )
         objective = JacobianRegularized(weight=weight)
@@ -245,4 +266,4 @@ def test_training_with_it_lowers_the_spectral_radius():
             accuracy[weight] = float((m.eval()(x).argmax(1) == y).float().mean())
         radius[weight] = float(spectral_radius(m, x).median())
     assert radius[0.1] < 0.8 < 1 < radius[0.0]
-    assert min(accuracy.values()) > 0.8
+    assert min(accuracy.values()) > 0.9
