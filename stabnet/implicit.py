@@ -116,10 +116,8 @@ def _pull_recorded(
     g: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return ``J_aᵀ w`` for the wanted arguments, from one recorded evaluation of the map."""
+    leaves = [_without_hooks(a) for a in arguments]
     with torch.enable_grad():
-        leaves = [a.detach() for a in arguments]
-        for i in wanted:
-            leaves[i].requires_grad_()
         state = z.detach().requires_grad_()
         image = problem.f(state, *leaves)
     w = _solve(problem, z, arguments, g, lambda w: _product(image, state, w))
@@ -128,6 +126,16 @@ def _pull_recorded(
     return tuple(
         torch.zeros_like(a) if d is None else d for a, d in zip(inputs, found, strict=True)
     )
+
+
+def _without_hooks(argument: Tensor) -> Tensor:
+    """Return the argument, or its double where a gradient of it would run somebody's hooks.
+
+    They will run when this gradient reaches the argument itself.
+    """
+    if not argument.requires_grad or (argument.is_leaf and not argument._backward_hooks):
+        return argument
+    return argument.detach().requires_grad_()
 
 
 def _product(image: Tensor, state: Tensor, w: Tensor) -> Tensor:
@@ -212,7 +220,7 @@ class _Adjoint:
             z, arguments, g = self._of(rows)
             with torch.enable_grad():
                 state = z.detach().requires_grad_()
-                image = self._problem.f(state, *(a.detach() for a in arguments))
+                image = self._problem.f(state, *arguments)
             self._at = (rows, g, lambda w: _product(image, state, w))
         _, g, pull = self._at
         return pull(w) + g

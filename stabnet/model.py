@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .bounds import normalize_interval
 from .checks import check_finite, frozen_batch_statistics
 from .errors import InvalidInputError, InvalidOptionError, UndescribedPartError
 from .interfaces import Backbone, Dynamics, Features, Guarantee, Guaranteed, Solution, State
@@ -54,6 +55,14 @@ class Normalize(nn.Module):
         """Return ``(x − mean) / std``."""
         shape = (-1, *[1] * (x.ndim - 2))
         return (x - self.mean.view(shape)) / self.std.view(shape)
+
+    def interval(
+        self, lower: Tensor, upper: Tensor, *, sound: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return bounds of the normalized inputs in a box; see :mod:`stabnet.bounds`."""
+        shape = (-1, *[1] * (lower.ndim - 2))
+        mean, std = self.mean.view(shape), self.std.view(shape)
+        return normalize_interval(lower, upper, mean, std, sound=sound)
 
 
 @final

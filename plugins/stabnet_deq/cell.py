@@ -72,18 +72,18 @@ class DEQCell(Cell):
         """Return ``z ↦ f(z, u)``; in evaluation mode normalization is folded into the weights."""
         assert isinstance(u, Tensor)
         half = torch.is_autocast_enabled(u.device.type) or torch.finfo(u.dtype).bits < 32
-        if half or not self.per_sample:  # folded weights would be rounded to another map
+        if half or self.training:  # half precision would round folded weights to another map
             return lambda z: self(z, u)
         inner_scale, inner_shift = _affine(self.inner_norm)
         scale, shift = _affine(self.outer_norm)
         weight = (self.outer.weight * inner_scale).T
-        offset = u + (self.outer.bias + self.outer.weight @ inner_shift)
+        offset = u + torch.addmv(self.outer.bias, self.outer.weight, inner_shift)
         inner_weight, inner_bias = self.inner.weight.T, self.inner.bias
 
         def f(z: State) -> State:
             assert isinstance(z, Tensor)
-            q = torch.addmm(inner_bias, z, inner_weight).relu()
-            return torch.addcmul(shift, torch.addmm(offset, q, weight).relu(), scale)
+            q = torch.addmm(inner_bias, z, inner_weight).relu_()
+            return torch.addcmul(shift, torch.addmm(offset, q, weight).relu_(), scale)
 
         return f
 
@@ -94,4 +94,4 @@ def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     assert mean is not None
     assert variance is not None
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return scale, norm.bias - mean * scale
+    return scale, torch.addcmul(norm.bias, mean, scale, value=-1)

@@ -53,6 +53,10 @@ class OrthogonalHead(nn.Module):
         out: Tensor = self.linear(z)
         return out
 
+    def affine(self) -> tuple[Tensor, Tensor | None]:
+        """Return ``(W, b)``, so that boxes pass through; see :func:`stabnet.bounds.interval`."""
+        return self.linear.weight, self.linear.bias
+
     @torch.no_grad()
     def orthogonality_error(self) -> float:
         """Return ``‖WWᵀ − I‖_F`` of the weight as it stands, computed in float64."""

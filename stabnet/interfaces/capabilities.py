@@ -66,19 +66,31 @@ class BoundsLipschitz(Protocol):
 
 @runtime_checkable
 class BoundsIntervals(Protocol):
-    """A part that maps boxes to boxes soundly."""
+    """A part that maps boxes to boxes."""
 
-    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Return bounds of the image of the box ``[lower, upper]``."""
+    def interval(
+        self, lower: Tensor, upper: Tensor, *, sound: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return bounds of the image of the box ``[lower, upper]``.
+
+        With ``sound`` they are in float64 and include all rounding; else they are differentiable.
+        See :mod:`stabnet.bounds`, whose ``interval`` calls this method.
+        """
         ...
 
 
 @runtime_checkable
 class BoundsEquilibria(Protocol):
-    """A cell that bounds its equilibria soundly."""
+    """A cell that bounds its equilibria."""
 
-    def equilibrium_interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Return bounds of the equilibria for all features in the box ``[lower, upper]``."""
+    def equilibrium_interval(
+        self, lower: Tensor, upper: Tensor, *, sound: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return bounds of the equilibria for all features in the box ``[lower, upper]``.
+
+        With ``sound`` they are in float64 and proven, infinite in rows that no box was proven for;
+        else they are differentiable, and hold to the tolerance of the solve.
+        """
         ...
 
 

@@ -139,7 +139,12 @@ def _vector_field(entry: Entry, part: Any, draw: _Draw) -> Built:
 
 
 def _cell(entry: Entry, part: Any, draw: _Draw) -> Built:
-    return _driven(part, draw), _plainly
+    if not isinstance(part.state_shape[0], tuple):
+        return _driven(part, draw), _plainly
+    states = tuple(draw.normal(*shape) for shape in part.state_shape)
+    features = (draw.normal(*part.feature_shape),) if part.feature_shape else ()
+    count = len(states)
+    return (*states, *features), lambda part, *inputs: part(inputs[:count], *inputs[count:])
 
 
 def potential_context(part: Potential, label: Tensor) -> Context:

@@ -101,8 +101,8 @@ class Anderson(Solver):
 class _Extrapolation(Method):
     """The last differences of residuals and of mixed images, and the Gram matrix of the former.
 
-    Both are measured in units of each sample's first residual, so that squares stay in range. The
-    ridge is relative to the diagonal, as one on the matrix scaled to unit diagonal would be.
+    Residuals are in units of each sample's first, so that squares stay in range. The ridge is
+    relative to the diagonal, as one on the matrix scaled to unit diagonal would be.
     """
 
     growth = 4.0
@@ -111,27 +111,20 @@ class _Extrapolation(Method):
     def __init__(self, memory: int, mixing: float, regularization: float) -> None:
         self._memory, self._mixing, self._regularization = memory, mixing, regularization
         self._count = 0
-        self._unit = self._last = self._held = self._gram = self._ridge = torch.empty(0)
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._unit = self._dg = self._dy = self._gram = self._ridge = torch.empty(0)
         self._valid: Tensor | None = None
 
     def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
         y = image if self._mixing == 1 else z + self._mixing * g
-        started = self._held.ndim == 3
-        if not started:
+        last, self._last = self._last, (g, y)
+        if last is None:
             self._allocate(g)
-        pair = torch.cat([g, y], 1).to(self._held.dtype) * self._unit
-        last, self._last = self._last, pair
-        if not started:
             return y
-        right = self._push(pair - last, pair)
-        count = min(self._count, self._memory)
-        factor, info = torch.linalg.cholesky_ex(self._gram[:, :count, :count])
-        gamma = torch.cholesky_solve(right[:, :count, None], factor)
-        # A singular matrix leaves its sample a plain step.
-        gamma = torch.where(info[:, None, None] == 0, gamma, 0)
-        n = g.shape[1]
-        correction = combine(gamma[..., 0], self._held[:, :count, n:])
-        return torch.addcdiv(y, correction.to(y.dtype), self._unit.to(y.dtype), value=-1)
+        right = self._push(g - last[0], y - last[1], g)
+        held = min(self._count, self._memory)
+        gamma = _coefficients(self._gram[:, :held, :held], right[:, :held])
+        return y - combine(gamma, self._dy[:, :held]).to(y.dtype)
 
     def restart(self, rows: Tensor) -> None:
         if self._count:
@@ -141,29 +134,31 @@ class _Extrapolation(Method):
             self._gram = gram + torch.diag_embed(1 - valid)
 
     def keep(self, rows: Tensor) -> None:
-        if self._held.ndim == 3:
-            self._unit, self._last = self._unit[rows], self._last[rows]
-            self._held, self._gram = self._held[rows], self._gram[rows]
+        if self._last is not None:
+            self._last = self._last[0][rows], self._last[1][rows]
+            self._unit, self._gram = self._unit[rows], self._gram[rows]
+            self._dg, self._dy = self._dg[rows], self._dy[rows]
             self._valid = None if self._valid is None else self._valid[rows]
 
     def _allocate(self, g: Tensor) -> None:
         rows, n = g.shape
         m, self._unit = self._memory, residual_unit(g)
         dtype = self._unit.dtype
+        # Like g, which is batched if anything that torch.vmap maps over is.
+        self._dg = g.new_zeros(rows, m, n, dtype=dtype)
+        self._dy = torch.zeros_like(self._dg)
+        self._gram = g.new_zeros(rows, m, m, dtype=dtype)
         ridge = max(self._regularization, 8 * torch.finfo(g.dtype).eps)
         self._ridge = 1 + ridge * torch.eye(m, dtype=dtype, device=g.device)
-        # Like g, which is batched if anything that torch.vmap maps over is.
-        self._held = g.new_zeros(rows, m, 2 * n, dtype=dtype)
-        self._gram = g.new_zeros(rows, m, m, dtype=dtype)
 
-    def _push(self, difference: Tensor, pair: Tensor) -> Float[Tensor, "rows memory"]:
+    def _push(self, dg: Tensor, dy: Tensor, g: Tensor) -> Float[Tensor, "rows memory"]:
         """Take in a pair of differences; return the products of all held with the residual."""
         slot = self._count % self._memory
         self._count += 1
-        n = pair.shape[1] // 2
-        self._held = put(self._held, difference, 1, slot)
-        both = torch.stack([difference[:, :n], pair[:, :n]], 1)
-        products = torch.bmm(both, self._held[:, :, :n].mT)
+        both = torch.stack([dg, g], 1).to(self._dg.dtype) * self._unit[:, :, None]
+        self._dg = put(self._dg, both[:, 0], 1, slot)
+        self._dy = put(self._dy, dy.to(self._dy.dtype), 1, slot)
+        products = torch.bmm(both, self._dg.mT)
         if self._valid is not None:
             self._valid = put(self._valid, torch.ones_like(self._valid[:, 0]), 1, slot)
             products = products * self._valid[:, None]
@@ -171,3 +166,14 @@ class _Extrapolation(Method):
         self._gram = put(self._gram, row, 1, slot)
         self._gram = put(self._gram, row * self._ridge[slot], 2, slot)
         return right
+
+
+def _coefficients(
+    gram: Float[Tensor, "rows m m"], right: Float[Tensor, "rows m"]
+) -> Float[Tensor, "rows m"]:
+    """Solve the normal equations; a singular matrix leaves its sample a plain step."""
+    if gram.shape[1] == 1:
+        # A difference of zero has products of zero with all others.
+        return right / gram[:, 0].clamp(min=torch.finfo(gram.dtype).tiny)
+    gamma, info = torch.linalg.solve_ex(gram, right)
+    return gamma.masked_fill((info != 0)[:, None], 0)

@@ -10,14 +10,13 @@ __all__ = ["combine", "put", "residual_unit"]
 
 
 def residual_unit(g: Float[Tensor, "rows n"]) -> Float[Tensor, "rows 1"]:
-    """Return a power of two near the inverse of each row's largest entry; one for a row of zeros.
+    """Return the inverse of each row's largest entry, in single precision at least.
 
-    In single precision at least. Squares of numbers in this unit stay in range, and a power of two
-    rounds nothing.
+    Squares of numbers in this unit stay in range. Finite also for a row of zeros.
     """
-    largest = g.detach().abs().amax(1, keepdim=True)
+    largest = torch.linalg.vector_norm(g.detach(), torch.inf, 1, keepdim=True)
     largest = largest.to(torch.promote_types(g.dtype, torch.float32))
-    return torch.exp2(-torch.where(largest > 0, largest, 1).log2().floor())
+    return largest.clamp(min=torch.finfo(largest.dtype).tiny).reciprocal()
 
 
 def put(buffer: Tensor, value: Tensor, dim: int, slot: int) -> Tensor:

@@ -16,7 +16,7 @@ from stabnet.interfaces import Features, FixedPointMap, SolverResult
 
 from .control import Control
 
-__all__ = ["Method", "Progress", "iterate", "resolution", "row_norm"]
+__all__ = ["Method", "Progress", "iterate", "relative_residual", "resolution"]
 
 Outcome: TypeAlias = Literal["improved", "mixed", "finished"]
 
@@ -47,14 +47,18 @@ class Method(ABC):
         """Keep the rows with these indices only."""
 
 
-def row_norm(x: Float[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
-    """Return the norms of the rows, summed up in double precision, whose range holds the squares.
+def relative_residual(
+    z: Float[Tensor, "rows n"], image: Float[Tensor, "rows n"]
+) -> Float[Tensor, " rows"]:
+    """Return ``‖f(z) − z‖ / ‖f(z)‖`` per row; zero at an exact fixed point, also at the origin.
 
-    (Not on devices without double precision.)
+    In double precision, where the device has it: its range holds the squares.
     """
-    dtype = torch.float64 if x.device.type in ("cpu", "cuda") else None
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
-    return norm
+    double = z.device.type in ("cpu", "cuda")
+    dtype = torch.float64 if double else torch.promote_types(z.dtype, torch.float32)
+    difference = torch.linalg.vector_norm(image - z, dim=1, dtype=dtype)
+    scale = torch.linalg.vector_norm(image, dim=1, dtype=dtype)
+    return torch.where(difference == 0, difference, difference / scale)
 
 
 def resolution(z: Tensor) -> float:
@@ -128,8 +132,10 @@ class Progress:
         self._looking = not control.fixed_iterations and len(z0) > 0
         self._compacting = self._looking and u is not None and not torch.is_grad_enabled()
         self._tolerance = max(control.tolerance, resolution(z0))
-        # Like the norm, which is batched if anything that torch.vmap maps over is.
-        self._residual = torch.full_like(row_norm(z0.detach()), torch.inf)
+        # Smaller norms are not sums of squares in the normal range.
+        self._smallest = 1e4 * torch.finfo(z0.dtype).tiny ** 0.5
+        # Like z0, which is batched if torch.vmap maps over it.
+        self._residual = torch.full_like(z0.detach()[:, 0], torch.inf)
         self._reference = self._residual
         self._settled: Tensor = self._residual < 0
         self.restart = self._settled
@@ -137,6 +143,7 @@ class Progress:
         self._milestone = self._residual
         self._plain_until = torch.zeros_like(self._residual)
         self.stalling = False
+        self._known: tuple[Tensor, Tensor] | None = None
         self._rows: Tensor | None = None
         self._left: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -146,31 +153,38 @@ class Progress:
         last = self.nfe == self._control.max_evaluations
         if self._patience and self.nfe % self._patience == 0:
             self._ask_patience(z.shape[1])
-        difference, scale = row_norm(g.detach()), row_norm(image.detach())
-        residual = difference / scale
+        difference = torch.linalg.vector_norm(g.detach(), dim=1)
+        residual = difference / torch.linalg.vector_norm(image.detach(), dim=1)
         looking = self._looking and not self.nfe % self._every
         # Clamping changes whatever has not improved, and NaN is unequal to itself.
         if looking and self._every == 1 and residual.clamp(max=self._residual).equal(residual):
-            lowest, highest = torch.aminmax(residual)
-            converged = bool(highest <= self._tolerance)
-            if converged or bool(lowest > self._tolerance):
+            converged = residual.max().item() <= self._tolerance and self._all_exact(z, image)
+            if converged or residual.min().item() > self._tolerance:
                 self.best, self.best_image, self._residual = z, image, residual
                 self._reference = torch.minimum(self._reference, difference)
                 return "finished" if converged or last else "improved"
-        self._tell_apart(z, image, difference, torch.isfinite(scale), residual)
+        self._tell_apart(z, image, difference, residual)
         finished = last or not len(z) or (looking and bool(self._settled.all()))
         return "finished" if finished else "mixed"
 
-    def _tell_apart(
-        self, z: Tensor, image: Tensor, difference: Tensor, finite: Tensor, residual: Tensor
-    ) -> None:
-        # 0/0 at the origin, if that is the fixed point.
-        residual = torch.where(difference == 0, difference, residual)
+    def _all_exact(self, z: Tensor, image: Tensor) -> bool:
+        """Return whether residuals in double precision are all within the tolerance, too."""
+        exact = relative_residual(z.detach(), image.detach())
+        self._known = z, exact
+        return exact.max().item() <= self._tolerance
+
+    def _tell_apart(self, z: Tensor, image: Tensor, difference: Tensor, residual: Tensor) -> None:
+        exact = relative_residual(z.detach(), image.detach())
+        # 0/0 at the origin, if that is the fixed point; and squares that left the range.
+        out_of_range = (difference < self._smallest) | ~torch.isfinite(difference)
+        residual = torch.where(out_of_range, exact.to(residual.dtype), residual)
         better = ~self._settled & (residual < self._residual)  # false for NaN
         self.best = torch.where(better[:, None], z, self.best)
         self.best_image = torch.where(better[:, None], image, self.best_image)
         self._residual = torch.where(better, residual, self._residual)
-        self._settled = self._settled | (self._residual <= self._tolerance) | ~finite
+        # Both: rounding must not make it matter whether a look at the others led here.
+        converged = better & (residual <= self._tolerance) & (exact <= self._tolerance)
+        self._settled = self._settled | converged | ~torch.isfinite(image.detach()).all(1)
         grown = difference > self._growth * self._reference
         self.restart = grown & ~better & ~self._settled
         # After a restart any residual is accepted once, or one bad step would recur for ever.
@@ -189,7 +203,7 @@ class Progress:
         self.stalling = not self._looking or bool((self._plain_until > self.nfe).any())
 
     def hold(self, proposed: Tensor, image: Tensor) -> Tensor:
-        """Return the next iterates: finished rows stay, stalling and restarting ones step plainly."""
+        """Return the next iterates: finished rows stay, stalling and restarting ones step."""
         if self.stalling:
             proposed = torch.where((self._plain_until > self.nfe)[:, None], image, proposed)
         held = torch.where(self.restart[:, None], self.best_image, self.best)
@@ -206,7 +220,7 @@ class Progress:
             return None
         if self._rows is None:
             self._rows = torch.arange(count, device=self.best.device)
-        self._left.append((self._rows[settled], self.best[settled], self._residual[settled]))
+        self._left.append((self._rows[settled], self.best[settled], self._exact()[settled]))
         rows = (~self._settled).nonzero()[:, 0]
         self._rows = self._rows[rows]
         self.u = pytree.tree_map(lambda part: part[rows], self.u)
@@ -218,7 +232,7 @@ class Progress:
 
     def result(self) -> SolverResult:
         """Return the best iterates of all rows with their own residuals."""
-        best, residual = self.best, self._residual
+        best, residual = self.best, self._exact()
         if self._rows is not None:
             parts = [*self._left, (self._rows, best, residual)]
             order = torch.cat([p[0] for p in parts]).argsort()
@@ -226,3 +240,10 @@ class Progress:
             residual = torch.cat([p[2] for p in parts])[order]
         dtype = torch.promote_types(best.dtype, torch.float32)
         return SolverResult(best, residual.to(dtype), residual <= self._tolerance, self.nfe)
+
+    def _exact(self) -> Tensor:
+        """Return the residuals of the best iterates; infinite where no image was finite."""
+        if self._known is not None and self._known[0] is self.best:
+            return self._known[1]
+        residual = relative_residual(self.best.detach(), self.best_image.detach())
+        return torch.where(torch.isinf(self._residual), torch.inf, residual)

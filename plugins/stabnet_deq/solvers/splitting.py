@@ -19,7 +19,7 @@ from stabnet import InvalidOptionError
 from stabnet.interfaces import Features, FixedPointMap, SolverResult, Splitting
 
 from .control import Control
-from .iteration import resolution, row_norm
+from .iteration import relative_residual, resolution
 
 __all__ = ["Point", "check_options", "parts", "solve"]
 
@@ -86,12 +86,12 @@ def solve(
     finest = resolution(z0)
     wanted = tolerance = max(control.tolerance, finest)
     point, nfe = Point(z0, splitting.affine(z0)), 1
-    state, residual = z0, torch.full_like(row_norm(z0), torch.inf)
+    state, residual = z0, _unknown(z0)
     while True:
         allowed = control.max_evaluations - _CONFIRMATION - nfe
         point, y, inner, steps = _descend(splitting, step, point, tolerance, allowed, control)
         z = splitting.solution(y)
-        found = _relative(z, f(z, u))
+        found = relative_residual(z, f(z, u))
         nfe += steps + (2 if z is not y else 1)
         better = found < residual  # false for NaN
         state = torch.where(better[:, None], z, state)
@@ -124,11 +124,11 @@ def _descend(
         The last point; for each row its best iterate and the residual there; the steps taken.
     """
     every = control.interval(point.y.device)
-    best, residual = point.y, torch.full_like(row_norm(point.y), torch.inf)
+    best, residual = point.y, _unknown(point.y)
     failed = residual < 0
     steps = 0
     while True:
-        found = _relative(point.y, splitting.proximal(point.a, 1.0))
+        found = relative_residual(point.y, splitting.proximal(point.a, 1.0))
         better = found < residual  # false for NaN
         best = torch.where(better[:, None], point.y, best)
         residual = torch.where(better, found, residual)
@@ -142,7 +142,5 @@ def _descend(
     return point, best, residual, steps
 
 
-def _relative(z: Tensor, image: Tensor) -> Float[Tensor, " batch"]:
-    """Return ``‖image − z‖ / ‖image‖`` per row; zero where they are equal, also at the origin."""
-    difference = row_norm(image - z)
-    return torch.where(difference == 0, difference, difference / row_norm(image))
+def _unknown(z: Tensor) -> Float[Tensor, " batch"]:
+    return torch.full_like(relative_residual(z, z), torch.inf)

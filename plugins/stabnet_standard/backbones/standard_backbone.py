@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import stabnet
+from stabnet.bounds import interval
 from stabnet.interfaces import Backbone
 
 __all__ = ["StandardBackbone"]
@@ -73,3 +74,13 @@ class StandardBackbone(Backbone):
             )
         features: Tensor = self.net(x)
         return features
+
+    def interval(
+        self, lower: Tensor, upper: Tensor, *, sound: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return bounds of the features over a box of inputs; see :mod:`stabnet.bounds`.
+
+        Raises:
+            NoBoundError: names the layer that cannot be bounded.
+        """
+        return interval(self.net, lower, upper, sound=sound)

@@ -64,7 +64,8 @@ def _promised(s: Specimen, batch: int) -> tuple[tuple[int, ...], ...]:
             return ((batch, *s.inputs[0].shape[1:]),)
         case "objective":
             return ((),)
-    return ((batch, *part.state_shape),)
+    shapes = part.state_shape if isinstance(part.state_shape[0], tuple) else (part.state_shape,)
+    return tuple((batch, *shape) for shape in shapes)
 
 
 def check_dtype(entry: Entry) -> None:
