@@ -286,8 +286,9 @@ class Equilibrium(Dynamics):
                 source="computed by the solver at the state that it returns",
                 status="conditional",
                 assumptions=("the cell is evaluated in the same mode and precision",),
-                detail="neither existence nor uniqueness of an equilibrium is guaranteed for this "
-                "cell; `Solution.converged` says for which samples the tolerance was met",
+                detail="existence and uniqueness of an equilibrium are the cell's to guarantee, and "
+                "most cells do not; `Solution.converged` says for which samples the tolerance was "
+                "met",
             )
         ]
 
@@ -343,5 +344,5 @@ def _raveled(parts: Splitting, unravel: Callable[[Tensor], State]) -> Splitting:
         lambda step: on_rows(parts.resolvent(step)),
         lambda v, step: parts.proximal(cast("Tensor", unravel(v)), step).flatten(1),
         parts.step_limit,
-        on_rows(parts.solution),
+        None if parts.solution is None else on_rows(parts.solution),
     )

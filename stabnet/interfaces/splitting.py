@@ -16,10 +16,6 @@ __all__ = ["SplitCell", "SplitMap", "Splitting"]
 Map: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def _identity(y: Tensor) -> Tensor:
-    return y
-
-
 @dataclass(frozen=True)
 class Splitting:
     r"""A fixed-point problem :math:`y = \operatorname{prox}_{\varphi}(W y + c)`, taken apart.
@@ -33,7 +29,8 @@ class Splitting:
         resolvent: ``α ↦ (v ↦ (I + α(I − W))⁻¹(v + αc))``; factors once for each ``α``.
         proximal: ``(v, α) ↦ prox_{αφ}(v)``.
         step_limit: ``2m/‖I − W‖²``, or less: below it forward–backward steps contract.
-        solution: what the problem asked for, computed from the fixed point ``y``.
+        solution: what the problem asked for, computed from the fixed point ``y``; ``None`` if that
+            is ``y`` itself.
 
     References:
         Winston, Kolter: "Monotone operator equilibrium networks", 2020, section 3.3.
@@ -43,7 +40,7 @@ class Splitting:
     resolvent: Callable[[float], Map]
     proximal: Callable[[Tensor, float], Tensor]
     step_limit: Callable[[], float]
-    solution: Map = _identity
+    solution: Map | None = None
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import PluginError
 from ..interfaces import Context, Potential, Solution
 from ..plugin import Entry, build, entries
-from ._stand_ins import CLASSES, IMAGE, Oscillator, contraction, stand_in_model
+from ._stand_ins import CLASSES, IMAGE, AffineMap, Oscillator, contraction, stand_in_model
 
 __all__ = ["MODULES", "TIMES", "Specimen", "build_part", "potential_context", "specimen"]
 
@@ -191,8 +191,7 @@ def _integrator(entry: Entry, part: Any, draw: _Draw) -> Built:
 
 def _solver(entry: Entry, part: Any, draw: _Draw) -> Built:
     def call(part: Any, u: Tensor) -> Any:
-        matrix = contraction(5, u)
-        return part(lambda z, u: z @ matrix.T + u, torch.zeros_like(u), u).state
+        return part(AffineMap(contraction(5, u)), torch.zeros_like(u), u).state
 
     return (draw.normal(5),), call
 

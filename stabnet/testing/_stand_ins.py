@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, final
 
@@ -21,13 +23,14 @@ from ..interfaces import (
     RightHandSide,
     Solver,
     SolverResult,
+    Splitting,
     State,
     Trajectory,
     VectorField,
 )
 from ..model import StabilityModel
 
-__all__ = ["CLASSES", "IMAGE", "Oscillator", "contraction", "stand_in_model"]
+__all__ = ["CLASSES", "IMAGE", "AffineMap", "Oscillator", "contraction", "stand_in_model"]
 
 IMAGE = (1, 4, 4)
 """Shape of the stand-in model's images."""
@@ -71,6 +74,45 @@ def contraction(size: int, like: Tensor) -> Float[Tensor, "size size"]:
     entries = torch.randn(size, size, generator=torch.Generator().manual_seed(7)).double()
     norm: Tensor = torch.linalg.matrix_norm(entries, 2)
     return (entries / (2 * norm)).to(like)
+
+
+@dataclass
+class AffineMap:
+    """The contraction ``z ↦ Az + u`` by one half, for solvers of any map and for splitting ones.
+
+    Attributes:
+        matrix: ``A``.
+        f: evaluated instead of ``Az + u``, where samples are to be spoiled.
+        calls: applications of ``f``, and of resolvents.
+    """
+
+    matrix: Float[Tensor, "n n"]
+    f: Callable[[Tensor, Tensor], Tensor] | None = None
+    calls: int = 0
+
+    def __call__(self, z: Tensor, u: Features) -> Tensor:
+        """Evaluate the map."""
+        assert isinstance(u, Tensor)
+        self.calls += 1
+        image: Tensor = z @ self.matrix.T + u if self.f is None else self.f(z, u)
+        return image
+
+    def split(self, u: Features) -> Splitting:
+        """Return the map's parts: ``I − A ⪰ I/2`` and ``‖I − A‖ ≤ 3/2``."""
+        assert isinstance(u, Tensor)
+        identity = torch.eye(len(self.matrix)).to(u)
+
+        def resolvent(step: float) -> Callable[[Tensor], Tensor]:
+            inverse = torch.linalg.inv(identity + step * (identity - self.matrix))
+
+            def apply(v: Tensor) -> Tensor:
+                self.calls += 1
+                found: Tensor = (v + step * u) @ inverse.T
+                return found
+
+            return apply
+
+        return Splitting(lambda y: self(y, u), resolvent, lambda v, step: v, lambda: 1 / 1.5**2)
 
 
 @final

@@ -175,5 +175,6 @@ def _coefficients(
     if gram.shape[1] == 1:
         # A difference of zero has products of zero with all others.
         return right / gram[:, 0].clamp(min=torch.finfo(gram.dtype).tiny)
+    gamma: Tensor
     gamma, info = torch.linalg.solve_ex(gram, right)
     return gamma.masked_fill((info != 0)[:, None], 0)

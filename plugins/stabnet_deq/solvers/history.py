@@ -14,7 +14,7 @@ def residual_unit(g: Float[Tensor, "rows n"]) -> Float[Tensor, "rows 1"]:
 
     Squares of numbers in this unit stay in range. Finite also for a row of zeros.
     """
-    largest = torch.linalg.vector_norm(g.detach(), torch.inf, 1, keepdim=True)
+    largest: Tensor = torch.linalg.vector_norm(g.detach(), torch.inf, 1, keepdim=True)
     largest = largest.to(torch.promote_types(g.dtype, torch.float32))
     return largest.clamp(min=torch.finfo(largest.dtype).tiny).reciprocal()
 

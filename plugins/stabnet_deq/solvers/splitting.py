@@ -90,9 +90,9 @@ def solve(
     while True:
         allowed = control.max_evaluations - _CONFIRMATION - nfe
         point, y, inner, steps = _descend(splitting, step, point, tolerance, allowed, control)
-        z = splitting.solution(y)
+        z = y if splitting.solution is None else splitting.solution(y)
         found = relative_residual(z, f(z, u))
-        nfe += steps + (2 if z is not y else 1)
+        nfe += steps + (1 if splitting.solution is None else 2)
         better = found < residual  # false for NaN
         state = torch.where(better[:, None], z, state)
         residual = torch.where(better, found, residual)
@@ -105,6 +105,10 @@ def solve(
         ratio = float((inner / found)[misjudged].min())
         tolerance = max(min(wanted * ratio, tolerance) / 2, finest)
         point, nfe = step(point), nfe + 1
+    unknown = torch.isinf(residual)
+    if not control.fixed_iterations and bool(unknown.any()):  # no finite step: the start is best
+        residual = torch.where(unknown, relative_residual(z0, f(z0, u)), residual)
+        nfe += 1
     dtype = torch.promote_types(z0.dtype, torch.float32)
     result = SolverResult(state, residual.to(dtype), residual <= wanted, nfe)
     return control.finish(result)

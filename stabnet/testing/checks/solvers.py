@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...interfaces import Features, FixedPointMap, SolverResult
+from ...interfaces import FixedPointMap, SolverResult
 from ...plugin import Entry
 from .._numbers import difference
 from .._outcome import require
 from .._specimen import Specimen, specimen
-from .._stand_ins import contraction
+from .._stand_ins import AffineMap, contraction
 
 __all__ = ["check_solver_failure", "check_solver_solution"]
 
@@ -23,18 +23,10 @@ def check_solver_solution(entry: Entry) -> None:
     """The fixed point of a contraction is found, and residual, flags and count are true."""
     s = specimen(entry, dtype=torch.float64)
     (u,) = s.inputs
-    matrix = contraction(5, u)
-    calls = 0
-
-    def f(z: Tensor, u: Features) -> Tensor:
-        nonlocal calls
-        calls += 1
-        assert isinstance(u, Tensor)
-        return z @ matrix.T + u
-
-    exact = torch.linalg.solve(torch.eye(5).to(u) - matrix, u.T).T
+    f = AffineMap(contraction(5, u))
+    exact = torch.linalg.solve(torch.eye(5).to(u) - f.matrix, u.T).T
     result = s.part(f, torch.zeros_like(u), u)
-    require(result.nfe == calls, entry, f"nfe = {calls}, the calls made", result.nfe)
+    require(result.nfe == f.calls, entry, f"nfe = {f.calls}, the calls made", result.nfe)
     _require_true(s, result, f, u)
     done = bool(result.converged.all())
     what = "the example to solve a contraction by 1/2 for every sample; give it evaluations enough"
@@ -45,7 +37,7 @@ def check_solver_solution(entry: Entry) -> None:
     again = s.part(f, exact, u)
     what = "a start at the fixed point to converge"
     require(bool(again.converged.all()), entry, what, again.converged.tolist())
-    zero = s.part(lambda z, u: 0 * z, torch.zeros_like(u), u)
+    zero = s.part(AffineMap(0 * f.matrix), torch.zeros_like(u), torch.zeros_like(u))
     clean = bool((zero.residual == 0).all() and zero.converged.all())
     what = "the residual 0 of the fixed point 0 of the map 0"
     require(clean, entry, what, f"residual {zero.residual.tolist()}, 0/0 perhaps")
@@ -62,11 +54,10 @@ def check_solver_failure(entry: Entry) -> None:
         marked = u.clone()
         marked[:, 0] = torch.tensor([1.0, 0.0, 0.0])
 
-        def f(z: Tensor, u: Features) -> Tensor:
-            assert isinstance(u, Tensor)
-            image = z @ matrix.T + u
-            return torch.where(u[:, :1] == 1, spoil(z), image)
+        def spoiled(z: Tensor, u: Tensor) -> Tensor:
+            return torch.where(u[:, :1] == 1, spoil(z), z @ matrix.T + u)
 
+        f = AffineMap(matrix, spoiled)
         result: SolverResult = s.part(f, torch.zeros_like(u), marked)
         _require_true(s, result, f, marked)
         return result
