@@ -286,9 +286,9 @@ class Equilibrium(Dynamics):
                 source="computed by the solver at the state that it returns",
                 status="conditional",
                 assumptions=("the cell is evaluated in the same mode and precision",),
-                detail="existence and uniqueness of an equilibrium are the cell's to guarantee, and "
-                "most cells do not; `Solution.converged` says for which samples the tolerance was "
-                "met",
+                detail="existence and uniqueness of an equilibrium are for the cell to guarantee, "
+                "and most cells do not; `Solution.converged` says for which samples the tolerance "
+                "was met",
             )
         ]
 

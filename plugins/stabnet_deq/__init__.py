@@ -27,11 +27,11 @@ _LAZY = {
     "ProximalActivation": ".monotone",
     "Spread": ".diagnostics",
     "StridedConv": ".ibp.backbone",
-    "deq": ".deq",
+    "deq": ".models.deq",
     "diagnose": ".diagnostics",
     "distance_travelled": ".diagnostics",
     "ibp_mondeq": ".ibp_mondeq",
-    "mondeq": ".mondeq",
+    "mondeq": ".models.mondeq",
     "spectral_radius": ".arnoldi",
 }
 
@@ -146,7 +146,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     )
     registrar.model(
         "deq",
-        "stabnet_deq.deq:deq",
+        "stabnet_deq.models.deq:deq",
         summary="deep equilibrium classifier: backbone, equilibrium of a cell, head",
         reference=references.DEQ,
         example={
@@ -158,7 +158,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     )
     registrar.model(
         "mondeq",
-        "stabnet_deq.mondeq:mondeq",
+        "stabnet_deq.models.mondeq:mondeq",
         summary="monotone equilibrium classifier: equilibria exist and are unique",
         reference=references.MONDEQ,
         example={

@@ -3,7 +3,6 @@ import stabnet
 from .arnoldi import spectral_radius as spectral_radius
 from .cell import DEQCell as DEQCell
 from .conv import ConvCell as ConvCell
-from .deq import deq as deq
 from .diagnostics import Diagnosis as Diagnosis
 from .diagnostics import Distance as Distance
 from .diagnostics import Spread as Spread
@@ -13,7 +12,8 @@ from .ibp.backbone import StridedConv as StridedConv
 from .ibp.cell import IBPMonotoneCell as IBPMonotoneCell
 from .ibp.objective import IntervalCrossEntropy as IntervalCrossEntropy
 from .ibp_mondeq import ibp_mondeq as ibp_mondeq
-from .mondeq import mondeq as mondeq
+from .models.deq import deq as deq
+from .models.mondeq import mondeq as mondeq
 from .monotone import MonotoneCell as MonotoneCell
 from .monotone import ProximalActivation as ProximalActivation
 from .multiscale import MultiscaleCell as MultiscaleCell

@@ -72,7 +72,8 @@ class DEQCell(Cell):
         """Return ``z ↦ f(z, u)``; in evaluation mode normalization is folded into the weights."""
         assert isinstance(u, Tensor)
         half = torch.is_autocast_enabled(u.device.type) or torch.finfo(u.dtype).bits < 32
-        if half or self.training:  # half precision would round folded weights to another map
+        # Half precision would round the folded weights to another map.
+        if half or not self.per_sample:
             return lambda z: self(z, u)
         inner_scale, inner_shift = _affine(self.inner_norm)
         scale, shift = _affine(self.outer_norm)

@@ -14,7 +14,7 @@ _LAZY = {
     "PointProjection": ".block",
     "ProjectedField": ".projected",
     "ProjectionFlow": ".flow",
-    "lyadeq": ".lyadeq",
+    "lyadeq": ".models.lyadeq",
     "project": ".projected",
     "projection": ".block",
     "smooth_relu": ".icnn",
@@ -64,7 +64,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     )
     registrar.model(
         "lyadeq",
-        "stabnet_projection.lyadeq:lyadeq",
+        "stabnet_projection.models.lyadeq:lyadeq",
         summary="deep equilibrium classifier with a Lyapunov projection and an orthogonal head",
         reference=references.LYADEQ,
         example={

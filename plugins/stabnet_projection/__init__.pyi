@@ -5,7 +5,7 @@ from .block import projection as projection
 from .flow import ProjectionFlow as ProjectionFlow
 from .icnn import ICNN as ICNN
 from .icnn import smooth_relu as smooth_relu
-from .lyadeq import lyadeq as lyadeq
+from .models.lyadeq import lyadeq as lyadeq
 from .projected import ProjectedField as ProjectedField
 from .projected import project as project
 

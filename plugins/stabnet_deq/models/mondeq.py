@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
 
-import stabnet
-from stabnet import Equilibrium, StabilityModel
+from stabnet import StabilityModel
+
+from .deq import deq
 
 __all__ = ["mondeq"]
 
@@ -57,23 +57,17 @@ def mondeq(
     References:
         Winston, Kolter: "Monotone operator equilibrium networks", 2020.
     """
-    features = stabnet.build(backbone, kind="backbone", in_shape=tuple(in_shape))
-    shape = features.out_shape
-    equilibrium = Equilibrium(
-        stabnet.build(cell, kind="cell", state_shape=shape, feature_shape=shape),
-        stabnet.build(solver, kind="solver"),
-        None if backward_solver is None else stabnet.build(backward_solver, kind="solver"),
+    return deq(
+        in_shape=in_shape,
+        num_outputs=num_outputs,
+        backbone=backbone,
+        cell=cell,
+        solver=solver,
+        backward_solver=backward_solver,
         gradient=gradient,
         phantom_steps=phantom_steps,
         phantom_damping=phantom_damping,
-    )
-    size = math.prod(shape)
-    return StabilityModel(
-        in_shape,
-        num_outputs,
-        features,
-        equilibrium,
-        stabnet.build(head, kind="head", in_features=size, num_outputs=num_outputs),
-        mean,
-        std,
+        head=head,
+        mean=mean,
+        std=std,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,6 +24,9 @@ def deq(
     cell: Part = "deq",
     solver: Part = "anderson",
     backward_solver: Part | None = None,
+    gradient: Literal["implicit", "phantom", "unrolled"] = "implicit",
+    phantom_steps: int = 1,
+    phantom_damping: float = 1.0,
     head: Part = "linear",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -34,9 +37,13 @@ def deq(
         in_shape: shape of one image, channels first.
         num_outputs: number of classes.
         backbone: computes the features that drive the cell; its output shape is the state's.
-        cell: the map whose fixed point is the state.
+        cell: the map whose fixed point is the state. It may choose a state of several tensors, as
+            ``multiscale`` does.
         solver: finds the fixed point.
         backward_solver: solves the adjoint equation; ``solver`` if ``None``.
+        gradient: how the equilibrium is differentiated; see :class:`stabnet.Equilibrium`.
+        phantom_steps: steps of the phantom gradient.
+        phantom_damping: damping of those steps, in (0, 1].
         head: maps the state to logits.
         mean: mean per channel, for normalization inside the model.
         std: standard deviation per channel.
@@ -49,12 +56,17 @@ def deq(
     """
     features = stabnet.build(backbone, kind="backbone", in_shape=tuple(in_shape))
     shape = features.out_shape
+    built = stabnet.build(cell, kind="cell", state_shape=shape, feature_shape=shape)
     equilibrium = Equilibrium(
-        stabnet.build(cell, kind="cell", state_shape=shape, feature_shape=shape),
+        built,
         stabnet.build(solver, kind="solver"),
         None if backward_solver is None else stabnet.build(backward_solver, kind="solver"),
+        gradient=gradient,
+        phantom_steps=phantom_steps,
+        phantom_damping=phantom_damping,
     )
-    size = math.prod(shape)
+    parts = built.state_shape if isinstance(built.state_shape[0], tuple) else (built.state_shape,)
+    size = sum(math.prod(part) for part in parts)
     return StabilityModel(
         in_shape,
         num_outputs,

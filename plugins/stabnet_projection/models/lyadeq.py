@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 import stabnet
-from stabnet import CellField, Equilibrium, StabilityModel, Stack
+from stabnet import CellField, Equilibrium, InvalidOptionError, StabilityModel, Stack
 
-from .block import Reading
+from ..block import Reading
 
 __all__ = ["lyadeq"]
 
@@ -77,6 +77,11 @@ def lyadeq(
     )
     equilibrium = plain.dynamics
     assert isinstance(equilibrium, Equilibrium)
+    if isinstance(equilibrium.cell.state_shape[0], tuple):
+        raise InvalidOptionError(
+            "the projection takes states of one tensor; the cell's state has several, "
+            f"{equilibrium.cell.state_shape}. Choose another cell, such as 'conv'"
+        )
     block = stabnet.build(
         "projection",
         kind="block",

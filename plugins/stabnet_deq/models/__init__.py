@@ -1,0 +1,1 @@
+"""Models that put an equilibrium between a backbone and a head."""

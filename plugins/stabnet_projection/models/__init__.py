@@ -1,0 +1,1 @@
+"""Models with a projection in their dynamics."""
