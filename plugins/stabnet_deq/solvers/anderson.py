@@ -12,10 +12,14 @@ from stabnet import InvalidOptionError
 from stabnet.interfaces import Features, FixedPointMap, Solver, SolverResult
 
 from .control import Control
+from .fused import FusedExtrapolation
 from .history import combine, put, residual_unit
 from .iteration import Method, iterate
 
 __all__ = ["Anderson"]
+
+_WRITTEN_OUT = 6
+"""Largest memory that is written out under compilation: the program grows as its cube."""
 
 
 @final
@@ -89,7 +93,11 @@ class Anderson(Solver):
         self, f: FixedPointMap, z0: Float[Tensor, "batch n"], u: Features = None
     ) -> SolverResult:
         """Solve ``z = f(z, u)`` from ``z0``; see :class:`stabnet.interfaces.Solver`."""
-        method = _Extrapolation(self.memory, self.mixing, self.regularization)
+        method: Method
+        if torch.compiler.is_compiling() and self.memory <= _WRITTEN_OUT:
+            method = FusedExtrapolation(self.memory, self.mixing, self.regularization)
+        else:
+            method = _Extrapolation(self.memory, self.mixing, self.regularization)
         return iterate(f, z0, u, method, self.control)
 
     def extra_repr(self) -> str:
