@@ -30,7 +30,7 @@ _LAZY = {
     "deq": ".models.deq",
     "diagnose": ".diagnostics",
     "distance_travelled": ".diagnostics",
-    "ibp_mondeq": ".ibp_mondeq",
+    "ibp_mondeq": ".models.ibp_mondeq",
     "mondeq": ".models.mondeq",
     "spectral_radius": ".arnoldi",
 }
@@ -192,7 +192,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     )
     registrar.model(
         "ibp_mondeq",
-        "stabnet_deq.ibp_mondeq:ibp_mondeq",
+        "stabnet_deq.models.ibp_mondeq:ibp_mondeq",
         summary="equilibrium classifier that can be verified by interval bounds",
         reference=references.IBP_MONDEQ,
         example={

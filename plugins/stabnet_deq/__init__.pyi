@@ -11,8 +11,8 @@ from .diagnostics import distance_travelled as distance_travelled
 from .ibp.backbone import StridedConv as StridedConv
 from .ibp.cell import IBPMonotoneCell as IBPMonotoneCell
 from .ibp.objective import IntervalCrossEntropy as IntervalCrossEntropy
-from .ibp_mondeq import ibp_mondeq as ibp_mondeq
 from .models.deq import deq as deq
+from .models.ibp_mondeq import ibp_mondeq as ibp_mondeq
 from .models.mondeq import mondeq as mondeq
 from .monotone import MonotoneCell as MonotoneCell
 from .monotone import ProximalActivation as ProximalActivation
