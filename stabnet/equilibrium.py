@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, cast, final, get_args
@@ -193,40 +194,45 @@ class Equilibrium(Dynamics):
         if not torch.is_grad_enabled():
             return z
         features, spec = pytree.tree_flatten(u)
-        parameters = dict(self.cell.named_parameters())
-        arguments = (*features, *parameters.values())
+        cell, count = self.cell, len(features)
+        parameters, buffers = _tensors(cell)
+        arguments = (*features, *parameters)
         if not any(map(is_differentiated, arguments)):
             return z
-        cell, count = self.cell, len(features)
-        buffers = dict(cell.named_buffers())
 
-        def call(
-            module: nn.Module, prefix: str, arguments: tuple[Tensor, ...], *states: State
-        ) -> Any:
-            """Call the cell, or a module around it, with explicit features and parameters."""
-            explicit = (*arguments[count:], *buffers.values())
+        def call(name: str, arguments: tuple[Tensor, ...], *states: State) -> Any:
+            """Call a method of the cell with explicit features and parameters."""
+            explicit, own = (*arguments[count:], *buffers), sum(_tensors(cell), ())
             u = pytree.tree_unflatten(list(arguments[:count]), spec)
-            with seeded(seed, z.device), frozen_batch_statistics(cell):
-                own = (*cell.parameters(), *cell.buffers())
-                if all(tensor is mine for tensor, mine in zip(explicit, own, strict=True)):
-                    return module(*states, u)  # several times faster than the functional call
-                names = (prefix + name for name in (*parameters, *buffers))
-                tensors = dict(zip(names, explicit, strict=True))
+            with (
+                seeded(seed, z.device),
+                frozen_batch_statistics(cell) if coupled else nullcontext(),
+            ):
+                # Several times faster than the functional call, which otherwise takes care that
+                # these tensors are meant, whatever the cell holds by now.
+                if len(own) == len(explicit) and all(map(operator.is_, explicit, own)):
+                    return _call_method(cell, name, *states, u)
+                # No module is made where a compiler traces, which calls the cell itself only.
+                plain = name == "forward"
+                module, prefix = (cell, "") if plain else (_CellMethod(cell, name), "cell.")
+                names = [n for n, _ in (*cell.named_parameters(), *cell.named_buffers())]
+                tensors = {prefix + n: t for n, t in zip(names, explicit, strict=True)}
                 return torch.func.functional_call(module, tensors, (*states, u))
 
         def f(z: Tensor, *arguments: Tensor) -> Tensor:
-            return ravel(call(cell, "", arguments, unravel(z)), coupled).to(z.dtype)
+            return ravel(call("forward", arguments, unravel(z)), coupled).to(z.dtype)
 
         if self.gradient == "phantom":
             return attach_phantom_gradient(
                 f, z, arguments, self.phantom_steps, self.phantom_damping
             )
 
+        def pullback(z: Tensor, arguments: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor] | None:
+            pull = call("pullback", arguments, unravel(z))
+            return pull and (lambda w: ravel(pull(unravel(w)), coupled))
+
         def split_adjoint(z: Tensor, arguments: tuple[Tensor, ...], g: Tensor) -> Splitting:
-            parts = call(
-                _AdjointOf(cast("SplitCell", cell)), "cell.", arguments, unravel(z), unravel(g)
-            )
-            return _raveled(parts, unravel)
+            return _raveled(call("split_adjoint", arguments, unravel(z), unravel(g)), unravel)
 
         solver = self.solver if self.backward_solver is None else self.backward_solver
         problem = FixedPointProblem(
@@ -234,6 +240,7 @@ class Equilibrium(Dynamics):
             solver,
             record,
             None if coupled else count,
+            pullback,
             split_adjoint if isinstance(cell, SplitCell) and not coupled else None,
         )
         return attach_implicit_gradient(problem, z, arguments)
@@ -322,15 +329,32 @@ class _CellMap:
         return _raveled(self._cell.split(u), self._unravel)
 
 
-class _AdjointOf(nn.Module):
-    """The adjoint splitting of a cell as a module, to be called with explicit parameters."""
+class _CellMethod(nn.Module):
+    """A method of a cell as a module, to be called with explicit parameters."""
 
-    def __init__(self, cell: SplitCell) -> None:
+    def __init__(self, cell: Cell, name: str) -> None:
         super().__init__()
-        self.cell = cell
+        self.cell, self.name = cell, name
 
-    def forward(self, z: Tensor, g: Tensor, u: Features) -> Splitting:
-        return self.cell.split_adjoint(z, u, g)
+    def forward(self, z: State, *rest: Any) -> Any:
+        return _call_method(self.cell, self.name, z, *rest)
+
+
+def _call_method(cell: Cell, name: str, z: State, *rest: Any) -> Any:
+    """Call a method of a cell, whose second argument is ``u``, which comes last here."""
+    *others, u = rest
+    return cell(z, u) if name == "forward" else getattr(cell, name)(z, u, *others)
+
+
+def _tensors(module: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the parameters and the buffers of a module, each once."""
+    modules = list(module.modules())
+    kinds = ([m._parameters for m in modules], [m._buffers for m in modules])
+    parameters, buffers = (
+        tuple(dict.fromkeys(t for held in kind for t in held.values() if t is not None))
+        for kind in kinds
+    )
+    return parameters, buffers
 
 
 def _raveled(parts: Splitting, unravel: Callable[[Tensor], State]) -> Splitting:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,8 @@ from .checks import is_traced
 from .interfaces import BackwardRecord, Features, Solver, SolverResult, Splitting
 
 __all__ = ["FixedPointProblem", "attach_implicit_gradient"]
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class FixedPointProblem:
         record: takes the statistics of that solve once the backward pass has run.
         row_arguments: number of leading arguments that have a row for each row of ``z``; ``None``
             where rows of ``z`` depend on each other or on arguments that solvers may not divide.
+        pullback: gives ``w ↦ J_zᵀ w`` in closed form at ``(z, arguments)``, or ``None`` where there
+            is no such form.
         split_adjoint: the adjoint equation taken apart, given ``(z, arguments, g)``.
     """
 
@@ -48,6 +52,7 @@ class FixedPointProblem:
     solver: Solver
     record: BackwardRecord
     row_arguments: int | None = None
+    pullback: Callable[[Tensor, tuple[Tensor, ...]], Product | None] = lambda z, arguments: None
     split_adjoint: Callable[[Tensor, tuple[Tensor, ...], Tensor], Splitting] | None = None
 
 
@@ -120,7 +125,8 @@ def _pull_recorded(
     with torch.enable_grad():
         state = z.detach().requires_grad_()
         image = problem.f(state, *leaves)
-    w = _solve(problem, z, arguments, g, lambda w: _product(image, state, w))
+    pull = problem.pullback(z, arguments) or partial(_product, image, state)
+    w = _solve(problem, z, arguments, g, pull)
     inputs = [leaves[i] for i in wanted]
     found = torch.autograd.grad(image, inputs, w, allow_unused=True) if inputs else ()
     return tuple(
@@ -182,7 +188,7 @@ def _solve(
     z: Tensor,
     arguments: tuple[Tensor, ...],
     g: Tensor,
-    pull: Callable[[Tensor], Tensor],
+    pull: Product,
 ) -> Tensor:
     """Solve ``w = J_zᵀ w + g``."""
     adjoint = _Adjoint(problem, z, arguments, g, pull)
@@ -207,7 +213,7 @@ class _Adjoint:
         z: Tensor,
         arguments: tuple[Tensor, ...],
         g: Tensor,
-        pull: Callable[[Tensor], Tensor],
+        pull: Product,
     ) -> None:
         self._problem, self._z, self._arguments, self._g = problem, z, arguments, g
         divisible = problem.row_arguments is not None and not is_traced()
@@ -218,10 +224,13 @@ class _Adjoint:
         if rows is not self._at[0]:
             assert isinstance(rows, Tensor)
             z, arguments, g = self._of(rows)
-            with torch.enable_grad():
-                state = z.detach().requires_grad_()
-                image = self._problem.f(state, *arguments)
-            self._at = (rows, g, lambda w: _product(image, state, w))
+            pull = self._problem.pullback(z, arguments)
+            if pull is None:
+                with torch.enable_grad():
+                    state = z.detach().requires_grad_()
+                    image = self._problem.f(state, *arguments)
+                pull = partial(_product, image, state)
+            self._at = (rows, g, pull)
         _, g, pull = self._at
         return pull(w) + g
 

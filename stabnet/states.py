@@ -72,7 +72,9 @@ def unraveler(shape: Shape) -> Callable[[Tensor], State]:
     """Return the way back from :func:`ravel`, for any number of rows: solvers may drop some."""
     parts = _parts(shape)
     if parts is None:
-        return lambda z: z.reshape(-1, *cast("tuple[int, ...]", shape))
+        whole = cast("tuple[int, ...]", shape)
+        # Views of vectors as themselves would be most of the cost of small solves.
+        return lambda z: z if z.shape[1:] == whole else z.reshape(-1, *whole)
     sizes = [torch.Size(part).numel() for part in parts]
 
     def unravel(z: Tensor) -> State:

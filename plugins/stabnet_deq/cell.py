@@ -71,14 +71,9 @@ class DEQCell(Cell):
     def at(self, u: Features) -> Callable[[State], State]:
         """Return ``z ↦ f(z, u)``; in evaluation mode normalization is folded into the weights."""
         assert isinstance(u, Tensor)
-        half = torch.is_autocast_enabled(u.device.type) or torch.finfo(u.dtype).bits < 32
-        # Half precision would round the folded weights to another map.
-        if half or not self.per_sample:
+        if not self._folds(u):
             return lambda z: self(z, u)
-        inner_scale, inner_shift = _affine(self.inner_norm)
-        scale, shift = _affine(self.outer_norm)
-        weight = (self.outer.weight * inner_scale).T
-        offset = u + torch.addmv(self.outer.bias, self.outer.weight, inner_shift)
+        offset, weight, scale, shift = self._fold(u)
         inner_weight, inner_bias = self.inner.weight.T, self.inner.bias
 
         def f(z: State) -> State:
@@ -87,6 +82,37 @@ class DEQCell(Cell):
             return torch.addcmul(shift, torch.addmm(offset, q, weight).relu_(), scale)
 
         return f
+
+    def pullback(self, z: State, u: Features) -> Callable[[State], State] | None:
+        """Return ``w ↦ W₁ᵀ D₁ W₂ᵀ D₂ w`` in evaluation mode, normalization folded in."""
+        assert isinstance(z, Tensor)
+        assert isinstance(u, Tensor)
+        if not self._folds(u):
+            return None
+        offset, weight, scale, _ = self._fold(u)
+        q = torch.addmm(self.inner.bias, z, self.inner.weight.T).relu_()
+        outer_slope = (torch.addmm(offset, q, weight) > 0) * scale
+        inner_slope, inner_weight, weight = (q > 0).to(q.dtype), self.inner.weight, weight.T
+
+        def pull(w: State) -> State:
+            assert isinstance(w, Tensor)
+            return ((w * outer_slope) @ weight).mul_(inner_slope) @ inner_weight
+
+        return pull
+
+    def _folds(self, u: Tensor) -> bool:
+        # Half precision would round folded weights to those of another map.
+        half = torch.is_autocast_enabled(u.device.type) or torch.finfo(u.dtype).bits < 32
+        return not half and self.per_sample
+
+    def _fold(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return offset and weight of the outer layer, and scale and shift of its normalization.
+
+        The inner normalization is folded into the former two.
+        """
+        inner_scale, inner_shift = _affine(self.inner_norm)
+        offset = u + torch.addmv(self.outer.bias, self.outer.weight, inner_shift)
+        return offset, (self.outer.weight * inner_scale).T, *_affine(self.outer_norm)
 
 
 def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

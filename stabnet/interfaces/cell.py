@@ -47,6 +47,14 @@ class Cell(nn.Module, ABC):
         """
         return lambda z: self(z, u)
 
+    def pullback(self, z: State, u: Features) -> Callable[[State], State] | None:
+        """Return the product ``w ↦ J_zᵀ w`` with the Jacobian at a state, in closed form.
+
+        ``None`` where the cell knows none: it is then computed by automatic differentiation. It is
+        called without gradients.
+        """
+        return None
+
     @property
     def per_sample(self) -> bool:
         """Whether each sample's image depends on that sample alone.

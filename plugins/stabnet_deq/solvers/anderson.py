@@ -13,7 +13,7 @@ from stabnet.interfaces import Features, FixedPointMap, Solver, SolverResult
 
 from .control import Control
 from .fused import FusedExtrapolation
-from .history import combine, put, residual_unit
+from .history import combine, put, residual_unit, squares_stay_in_range
 from .iteration import Method, iterate
 
 __all__ = ["Anderson"]
@@ -120,7 +120,8 @@ class _Extrapolation(Method):
         self._memory, self._mixing, self._regularization = memory, mixing, regularization
         self._count = 0
         self._last: tuple[Tensor, Tensor] | None = None
-        self._unit = self._dg = self._dy = self._gram = self._ridge = torch.empty(0)
+        self._dg = self._dy = self._gram = torch.empty(0)
+        self._unit: Tensor | None = None
         self._valid: Tensor | None = None
 
     def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class _Extrapolation(Method):
             return y
         right = self._push(g - last[0], y - last[1], g)
         held = min(self._count, self._memory)
-        gamma = _coefficients(self._gram[:, :held, :held], right[:, :held])
+        gamma = self._coefficients(self._gram[:, :held, :held], right[:, :held])
         return y - combine(gamma, self._dy[:, :held]).to(y.dtype)
 
     def restart(self, rows: Tensor) -> None:
@@ -144,45 +145,48 @@ class _Extrapolation(Method):
     def keep(self, rows: Tensor) -> None:
         if self._last is not None:
             self._last = self._last[0][rows], self._last[1][rows]
-            self._unit, self._gram = self._unit[rows], self._gram[rows]
+            self._unit = None if self._unit is None else self._unit[rows]
+            self._gram = self._gram[rows]
             self._dg, self._dy = self._dg[rows], self._dy[rows]
             self._valid = None if self._valid is None else self._valid[rows]
 
     def _allocate(self, g: Tensor) -> None:
         rows, n = g.shape
-        m, self._unit = self._memory, residual_unit(g)
-        dtype = self._unit.dtype
+        m, dtype = self._memory, torch.promote_types(g.dtype, torch.float32)
+        if not (self.looking and squares_stay_in_range(g)):
+            self._unit = residual_unit(g)
         # Like g, which is batched if anything that torch.vmap maps over is.
         self._dg = g.new_zeros(rows, m, n, dtype=dtype)
         self._dy = torch.zeros_like(self._dg)
         self._gram = g.new_zeros(rows, m, m, dtype=dtype)
-        ridge = max(self._regularization, 8 * torch.finfo(g.dtype).eps)
-        self._ridge = 1 + ridge * torch.eye(m, dtype=dtype, device=g.device)
 
     def _push(self, dg: Tensor, dy: Tensor, g: Tensor) -> Float[Tensor, "rows memory"]:
         """Take in a pair of differences; return the products of all held with the residual."""
         slot = self._count % self._memory
         self._count += 1
-        both = torch.stack([dg, g], 1).to(self._dg.dtype) * self._unit[:, :, None]
+        both = torch.stack([dg, g], 1).to(self._dg.dtype)
+        if self._unit is not None:
+            both = both * self._unit[:, :, None]
         self._dg = put(self._dg, both[:, 0], 1, slot)
         self._dy = put(self._dy, dy.to(self._dy.dtype), 1, slot)
         products = torch.bmm(both, self._dg.mT)
+        products[:, 0, slot].mul_(1 + max(self._regularization, 8 * torch.finfo(g.dtype).eps))
         if self._valid is not None:
             self._valid = put(self._valid, torch.ones_like(self._valid[:, 0]), 1, slot)
             products = products * self._valid[:, None]
         row, right = products.unbind(1)
-        self._gram = put(self._gram, row, 1, slot)
-        self._gram = put(self._gram, row * self._ridge[slot], 2, slot)
+        self._gram = put(put(self._gram, row, 1, slot), row, 2, slot)
         return right
 
-
-def _coefficients(
-    gram: Float[Tensor, "rows m m"], right: Float[Tensor, "rows m"]
-) -> Float[Tensor, "rows m"]:
-    """Solve the normal equations; a singular matrix leaves its sample a plain step."""
-    if gram.shape[1] == 1:
-        # A difference of zero has products of zero with all others.
-        return right / gram[:, 0].clamp(min=torch.finfo(gram.dtype).tiny)
-    gamma: Tensor
-    gamma, info = torch.linalg.solve_ex(gram, right)
-    return gamma.masked_fill((info != 0)[:, None], 0)
+    def _coefficients(
+        self, gram: Float[Tensor, "rows m m"], right: Float[Tensor, "rows m"]
+    ) -> Float[Tensor, "rows m"]:
+        """Solve the normal equations; a singular matrix leaves its sample a plain step."""
+        if gram.shape[1] == 1:
+            # A difference of zero has products of zero with all others.
+            return right / gram[:, 0].clamp(min=torch.finfo(gram.dtype).tiny)
+        gamma: Tensor
+        gamma, info = torch.linalg.solve_ex(gram, right)
+        if self.looking and not bool(info.any()):
+            return gamma
+        return gamma.masked_fill((info != 0)[:, None], 0)

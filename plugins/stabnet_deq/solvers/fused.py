@@ -28,13 +28,14 @@ class FusedExtrapolation(Method):
     def __init__(self, memory: int, mixing: float, regularization: float) -> None:
         self._memory, self._mixing, self._regularization = memory, mixing, regularization
         self._last: tuple[Tensor, Tensor] | None = None
-        self._unit = torch.empty(0)
+        self._unit: Tensor | None = None
         self._dg: list[Tensor] = []
         self._dy: list[Tensor] = []
 
     def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
+        """Return the next iterate of every row."""
         y = image if self._mixing == 1 else z + self._mixing * g
-        if self._last is None:
+        if self._unit is None:
             self._unit = residual_unit(g)
         scaled = g.to(self._unit.dtype) * self._unit
         last, self._last = self._last, (scaled, y)
@@ -53,11 +54,13 @@ class FusedExtrapolation(Method):
         return y
 
     def restart(self, rows: Tensor) -> None:
+        """Forget the differences of some rows."""
         self._dg = [torch.where(rows[:, None], 0, dg) for dg in self._dg]
         self._dy = [torch.where(rows[:, None], 0, dy) for dy in self._dy]
 
     def keep(self, rows: Tensor) -> None:
-        if self._last is not None:
+        """Keep the rows with these indices only."""
+        if self._last is not None and self._unit is not None:
             self._last = self._last[0][rows], self._last[1][rows]
             self._unit = self._unit[rows]
         self._dg, self._dy = [dg[rows] for dg in self._dg], [dy[rows] for dy in self._dy]

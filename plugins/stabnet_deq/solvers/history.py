@@ -6,17 +6,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["combine", "put", "residual_unit"]
+__all__ = ["combine", "put", "residual_unit", "squares_stay_in_range"]
 
 
 def residual_unit(g: Float[Tensor, "rows n"]) -> Float[Tensor, "rows 1"]:
-    """Return the inverse of each row's largest entry, in single precision at least.
+    """Return a power of two near the inverse of each row's largest entry; one for a row of zeros.
 
-    Squares of numbers in this unit stay in range. Finite also for a row of zeros.
+    In single precision at least. Squares of numbers in this unit stay in range, and a power of two
+    rounds nothing: where squares stay in range anyway, it makes no difference.
     """
     largest: Tensor = torch.linalg.vector_norm(g.detach(), torch.inf, 1, keepdim=True)
     largest = largest.to(torch.promote_types(g.dtype, torch.float32))
-    return largest.clamp(min=torch.finfo(largest.dtype).tiny).reciprocal()
+    return torch.exp2(-torch.where(largest > 0, largest, 1).log2().floor())
+
+
+def squares_stay_in_range(g: Float[Tensor, "rows n"]) -> bool:
+    """Return whether first residuals are far from both ends of the range of single precision."""
+    largest: Tensor = torch.linalg.vector_norm(g.detach(), torch.inf, 1)
+    return largest.min().item() > 1e-6 and largest.max().item() < 1e6
 
 
 def put(buffer: Tensor, value: Tensor, dim: int, slot: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from functools import partial
@@ -29,10 +30,12 @@ class Method(ABC):
             restart.
         patience: number of evaluations in which a row's best residual has to halve; a row that does
             not takes plain steps for a while. Zero for endless patience.
+        looking: whether looking at a value is allowed and cheap, set by the loop.
     """
 
     growth: float
     patience: int
+    looking = False
 
     @abstractmethod
     def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
@@ -83,6 +86,7 @@ def iterate(
     """
     progress = Progress(z0, u, control, method)
     device = z0.device.type
+    method.looking = device == "cpu" and not control.fixed_iterations
     # Autocast is for the map; a method needs the state's precision.
     autocast = torch.is_autocast_enabled(device)
     precise = partial(torch.autocast, device, enabled=False) if autocast else nullcontext
@@ -101,6 +105,9 @@ def iterate(
             if rows is not None:
                 method.keep(rows)
                 z, image, g = z[rows], image[rows], g[rows]
+            if method.looking and not progress.holding():
+                z = method.step(z, image, g)
+                continue
             method.restart(progress.restart)
             z = progress.hold(method.step(z, image, g), image)
 
@@ -130,7 +137,8 @@ class Progress:
         self._growth, self._patience = method.growth, method.patience
         self._every = control.interval(z0.device)
         self._looking = not control.fixed_iterations and len(z0) > 0
-        self._compacting = self._looking and u is not None and not torch.is_grad_enabled()
+        self._differentiated = torch.is_grad_enabled()
+        self._compacting = self._looking and u is not None and not self._differentiated
         self._tolerance = max(control.tolerance, resolution(z0))
         # Smaller norms are not sums of squares in the normal range.
         self._smallest = 1e4 * torch.finfo(z0.dtype).tiny ** 0.5
@@ -153,16 +161,21 @@ class Progress:
         last = self.nfe == self._control.max_evaluations
         if self._patience and self.nfe % self._patience == 0:
             self._ask_patience(z.shape[1])
-        difference = torch.linalg.vector_norm(g.detach(), dim=1)
-        residual = difference / torch.linalg.vector_norm(image.detach(), dim=1)
+        if self._differentiated:
+            g, flat = g.detach(), image.detach()
+        else:
+            flat = image
+        difference = torch.linalg.vector_norm(g, dim=1)
+        residual = difference / torch.linalg.vector_norm(flat, dim=1)
         looking = self._looking and not self.nfe % self._every
         # Clamping changes whatever has not improved, and NaN is unequal to itself.
         if looking and self._every == 1 and residual.clamp(max=self._residual).equal(residual):
-            converged = residual.max().item() <= self._tolerance and self._all_exact(z, image)
-            if converged or residual.min().item() > self._tolerance:
+            going = residual.min().item() > self._tolerance
+            if going or (residual.max().item() <= self._tolerance and self._all_exact(z, image)):
                 self.best, self.best_image, self._residual = z, image, residual
-                self._reference = torch.minimum(self._reference, difference)
-                return "finished" if converged or last else "improved"
+                if self._growth < math.inf:
+                    self._reference = torch.minimum(self._reference, difference)
+                return "improved" if going and not last else "finished"
         self._tell_apart(z, image, difference, residual)
         finished = last or not len(z) or (looking and bool(self._settled.all()))
         return "finished" if finished else "mixed"
@@ -201,6 +214,10 @@ class Progress:
         self._plain_until = torch.where(stalled, until, self._plain_until)
         self._milestone = self._residual
         self.stalling = not self._looking or bool((self._plain_until > self.nfe).any())
+
+    def holding(self) -> bool:
+        """Return whether any row does not take the proposed step."""
+        return self.stalling or bool((self.restart | self._settled).any())
 
     def hold(self, proposed: Tensor, image: Tensor) -> Tensor:
         """Return the next iterates: finished rows stay, stalling and restarting ones step."""
