@@ -114,7 +114,7 @@ def test_info_shows_options_parts_and_references(run):
     assert status == 0
     for option in stabnet.info("lyadeq").signature.parameters:
         assert re.search(rf"^{option}\b", out, re.MULTILINE)
-    assert "anderson, picard" in out
+    assert "anderson, broyden" in out
     assert "@" in out
     assert stabnet.info("lyadeq").documentation.splitlines()[0] in out
 
