@@ -4,9 +4,10 @@ r"""The equilibrium engine beside torchdeq: the same cells, tolerance and thread
     python benchmarks/equilibrium.py --quick    # a few of them, without compiling
 
 What is counted: a wrapper around the cell counts every evaluation, in the forward and the backward
-pass, and a hook on its images counts every vector–Jacobian product, the last one, which reaches
-features and parameters, included. Rows that leave the batch are known by indices that travel with
-the features. Counts, residuals and gradients are taken in a pass of their own, before timing.
+pass, and every vector–Jacobian product, by a hook on its images or through its ``pullback``; the
+last one, which reaches features and parameters, is included. Rows that leave the batch are known by
+indices that travel with the features. Counts, residuals and gradients are taken in a pass of their
+own, before timing.
 
 The bound of a time is evaluations × the cost of one, plus products × the cost of one: both of the
 cell as it is written, whole batch, timed in turn with the solves. It is an estimate of what a
@@ -281,6 +282,18 @@ class Observed(Cell):
         f = self.cell.at(features)
         return lambda z: self._note(z, f(z), rows)
 
+    def pullback(self, z: State, u: Features) -> Callable[[State], State] | None:
+        """Return the cell's own closed product, noted; what it computes beforehand is not."""
+        pull = self.cell.pullback(z, self._apart(u)[0])
+        if pull is None:
+            return None
+
+        def noted(w: State) -> State:
+            self.products += 1
+            return pull(w)
+
+        return noted
+
     def _apart(self, u: Features) -> tuple[Features, Tensor]:
         assert isinstance(u, tuple)
         *features, rows = u
@@ -451,16 +464,21 @@ def runs_of(contender: Contender, problem: Problem, weight: Tensor) -> dict[str,
 
 
 def costs_of(problem: Problem, weight: Tensor) -> dict[str, Callable[[], Any]]:
-    """Return one evaluation of the cell, as written and by ``Cell.at``, and one product."""
+    """Return one evaluation of the cell and one product: as written, and as we compute them."""
     cell, u = problem.cell, problem.features
-    with torch.no_grad():
-        at = cell.at(u)
     z = torch.randn_like(weight).requires_grad_()
     image = cast("Tensor", cell(z, u))
+    with torch.no_grad():
+        at, pull = cell.at(u), cell.pullback(z, u)
+
+    def product() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(image, z, weight, retain_graph=True)
+
     return {
         "evaluation": torch.no_grad()(lambda: cell(z, u)),
         "evaluation by at": torch.no_grad()(lambda: at(z)),
-        "product": lambda: torch.autograd.grad(image, z, weight, retain_graph=True),
+        "product": product,
+        "product by pullback": product if pull is None else torch.no_grad()(lambda: pull(weight)),
     }
 
 
@@ -478,6 +496,7 @@ def measure(problem: Problem, device: torch.device, budget: float) -> dict[str, 
     more = fixed(problem, counted, device.type == "cuda")
     counted |= {c.name: count(c, problem, weight, reference) for c in more}
     runs, preparation = costs_of(problem, weight), {}
+    parts = tuple(runs)
     for run in runs.values():
         run()
     for contender in (*contenders, *more):
@@ -490,7 +509,7 @@ def measure(problem: Problem, device: torch.device, budget: float) -> dict[str, 
     times, samples = medians(runs, device, budget)
     if problem.compiled:
         torch.compiler.reset()  # the next problem is another map, not another shape of this one
-    cost = {name: times[name] for name in ("evaluation", "evaluation by at", "product")}
+    cost = {name: times[name] for name in parts}
     rows = [
         row(name, counts, times, cost)
         | {"first_calls_seconds": preparation[name], "samples": samples[f"{name}/both"]}
@@ -505,15 +524,18 @@ def row(
     """Return what is known of one contender on one problem."""
     forward, both = times[f"{name}/forward"], times[f"{name}/both"]
     peer = times.get(f"{PEER}/forward"), times.get(f"{PEER}/both")
-    bound = counts.evaluations_both * cost["evaluation"] + counts.products * cost["product"]
+    calls, products = counts.evaluations_both, counts.products
+    bound = calls * cost["evaluation"] + products * cost["product"]
+    least = calls * cost["evaluation by at"] + products * cost["product by pullback"]
     return {
         "solver": name,
         **dataclasses.asdict(counts),
         "forward_seconds": forward,
         "both_seconds": both,
         "forward_over_bound": forward / (counts.evaluations * cost["evaluation"]),
-        "forward_over_bound_by_at": forward / (counts.evaluations * cost["evaluation by at"]),
+        "forward_over_bound_own": forward / (counts.evaluations * cost["evaluation by at"]),
         "both_over_bound": both / bound,
+        "both_over_bound_own": both / least,
         "forward_speedup": None if peer[0] is None else peer[0] / forward,
         "both_speedup": None if peer[1] is None else peer[1] / both,
     }
@@ -534,9 +556,10 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "gradient error": lambda r: f"{r['gradient_error']:.0e}",
     "forward ms": lambda r: f"{1e3 * r['forward_seconds']:.3g}",
     "/ bound": lambda r: f"{r['forward_over_bound']:.2f}",
-    "/ bound at": lambda r: f"{r['forward_over_bound_by_at']:.2f}",
+    "/ own": lambda r: f"{r['forward_over_bound_own']:.2f}",
     "both ms": lambda r: f"{1e3 * r['both_seconds']:.3g}",
     "both / bound": lambda r: f"{r['both_over_bound']:.2f}",
+    "both / own": lambda r: f"{r['both_over_bound_own']:.2f}",
     "× faster": lambda r: "" if r["both_speedup"] is None else f"{r['both_speedup']:.1f}",
 }
 
@@ -549,11 +572,12 @@ NOTES = """\
 - *products*: vector–Jacobian products in the backward pass, the last one, which reaches features
   and parameters, included. *gradient error*: relative, of the gradient in the features, against a
   solve in double precision.
-- *bound*: evaluations × the cost of one + products × the cost of one. Both costs are of the whole
-  batch and of the cell as it is written (`cell(z, u)`, and its product with respect to z alone),
-  measured in turn with the solves; evaluations in the backward pass count too. *bound at* takes
-  the cost of `cell.at(u)` instead, in which constants are folded: that is what our forward solves
-  evaluate, while torchdeq is given the cell as it is written.
+- *bound*: evaluations × the cost of one + products × the cost of one, those of the backward pass
+  too. Both costs are of the whole batch and of the cell as it is written (`cell(z, u)`, and its
+  product with respect to z by automatic differentiation), measured in turn with the solves, warm.
+  *own* takes the costs of `cell.at(u)` and `cell.pullback(z, u)` instead, in which constants are
+  folded: that is what our solvers evaluate, so it is the stricter bound for them, while torchdeq is
+  given the cell as it is written. Part of our lead over it is this folding.
 - An evaluation counts whole however many rows are left, so where rows leave, the ratio flatters.
 - *both*: forward and backward pass, implicit gradient, features and parameters requiring
   gradients on both sides; *× faster* than torchdeq's Anderson at that. torchdeq runs with
