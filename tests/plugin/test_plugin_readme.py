@@ -60,7 +60,7 @@ def test_listing_a_plugin_of_the_readme_does_not_import_torch(site):
 
 
 def test_examples_of_the_readme_run(site):
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
     code = (
         f"import os; os.chdir({str(site.path)!r})\n"
         + EXAMPLES[0]
@@ -71,6 +71,10 @@ def test_examples_of_the_readme_run(site):
         )
     )
     code += EXAMPLES[1] + "assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)\n"
+    code += EXAMPLES[2] + (
+        "assert solution.converged.all() and again.nfe == 1\n"
+        "assert solution.backward.converged.all()\n"
+    )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert "@" in done.stdout
