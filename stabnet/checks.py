@@ -16,6 +16,7 @@ __all__ = [
     "check_finite",
     "dropout_seed",
     "frozen_batch_statistics",
+    "in_modes",
     "is_differentiated",
     "is_traced",
     "modes_restored",
@@ -113,6 +114,22 @@ def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def in_modes(module: nn.Module, modes: list[bool]) -> AbstractContextManager[None]:
+    """Put every submodule into the given mode (training or evaluation) within the block."""
+    # A null context compiles where ours would not.
+    if all(m.training == training for m, training in zip(module.modules(), modes, strict=True)):
+        return nullcontext()
+    return _switched(module, modes)
+
+
+@contextmanager
+def _switched(module: nn.Module, modes: list[bool]) -> Iterator[None]:
+    with modes_restored(module):
+        for m, training in zip(module.modules(), modes, strict=True):
+            m.training = training
+        yield
 
 
 @contextmanager

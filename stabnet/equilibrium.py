@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .bounds import NoBoundError
-from .checks import dropout_seed, frozen_batch_statistics, is_differentiated, seeded
+from .checks import dropout_seed, frozen_batch_statistics, in_modes, is_differentiated, seeded
 from .errors import InvalidInputError, InvalidOptionError
 from .implicit import FixedPointProblem, attach_implicit_gradient
 from .interfaces import (
@@ -158,11 +158,11 @@ class Equilibrium(Dynamics):
             check_state(initial, batch, self.cell.state_shape)
         z0 = ravel(initial, coupled).detach().to(dtype)
         unravel, seed = unraveler(self.cell.state_shape), dropout_seed(self.cell)
-        f = _CellMap(self.cell, unravel, coupled, seed, u)
         unrolled = self.gradient == "unrolled" and torch.is_grad_enabled()
         # Where no samples are coupled, no batch statistics are at work.
         frozen = frozen_batch_statistics(self.cell) if coupled else nullcontext()
         with nullcontext() if unrolled else torch.no_grad(), frozen:
+            f = _CellMap(self.cell, unravel, coupled, seed, u)
             # A joint problem has one row, which rows of features cannot follow.
             result = self.solver(f, z0, None if coupled else u)
         record = BackwardRecord()
@@ -172,11 +172,8 @@ class Equilibrium(Dynamics):
         residual, converged, nfe = result.residual, result.converged, result.nfe
         if coupled:
             with seeded(seed, like.device):
-                residual, converged = (
-                    self._per_sample(result, u, unravel, batch),
-                    converged.expand(batch),
-                )
-            nfe += 1
+                residual = self._per_sample(result, u, unravel)
+            converged, nfe = converged.expand(batch), nfe + 1
         return Solution(
             state=unravel(state), nfe=nfe, residual=residual, converged=converged, backward=record
         )
@@ -200,14 +197,14 @@ class Equilibrium(Dynamics):
         if not any(map(is_differentiated, arguments)):
             return z
 
+        modes = [m.training for m in cell.modules()]
+
         def call(name: str, arguments: tuple[Tensor, ...], *states: State) -> Any:
-            """Call a method of the cell with explicit features and parameters."""
+            """Call a method of the cell with explicit features and parameters, in today's modes."""
             explicit, own = (*arguments[count:], *buffers), sum(_tensors(cell), ())
             u = pytree.tree_unflatten(list(arguments[:count]), spec)
-            with (
-                seeded(seed, z.device),
-                frozen_batch_statistics(cell) if coupled else nullcontext(),
-            ):
+            frozen = frozen_batch_statistics(cell) if coupled else nullcontext()
+            with in_modes(cell, modes), seeded(seed, z.device), frozen:
                 # Several times faster than the functional call, which otherwise takes care that
                 # these tensors are meant, whatever the cell holds by now.
                 if len(own) == len(explicit) and all(map(operator.is_, explicit, own)):
@@ -247,7 +244,7 @@ class Equilibrium(Dynamics):
 
     @torch.no_grad()
     def _per_sample(
-        self, result: SolverResult, u: Features, unravel: Callable[[Tensor], State], batch: int
+        self, result: SolverResult, u: Features, unravel: Callable[[Tensor], State]
     ) -> Tensor:
         """Return the residual per sample of a joint problem.
 

@@ -21,9 +21,11 @@ def attach_phantom_gradient(
     steps: int,
     damping: float,
 ) -> Float[Tensor, "batch n"]:
-    r"""Return ``z`` after some damped steps, through which alone gradients flow.
+    r"""Return ``z`` with the gradient of some damped steps from there.
 
     .. math:: z \leftarrow (1 - \lambda) z + \lambda f(z, a)
+
+    Its value stays what the solver found, whose residual is known.
 
     One undamped step makes the gradient Jacobian-free: :math:`J_a^\top g`. It is not the gradient
     of the fixed point, so a second derivative would not be one of anything: asking for it raises.
@@ -39,10 +41,30 @@ def attach_phantom_gradient(
         Geng et al.: "On training implicit models", 2021, (8)–(9); Fung et al.: "JFB", 2022.
     """
     arguments = tuple(_OnceDifferentiable.apply(a) for a in arguments)
+    stepped = z
     for _ in range(steps):
-        image = f(z, *arguments)
-        z = image if damping == 1 else (1 - damping) * z + damping * image
-    return z
+        image = f(stepped, *arguments)
+        stepped = image if damping == 1 else (1 - damping) * stepped + damping * image
+    attached: Tensor = _GradientOf.apply(z, stepped)
+    return attached
+
+
+class _GradientOf(torch.autograd.Function):
+    """The first argument, with the gradient of the second."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, source: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor]:
+        return None, gradients[0]
 
 
 class _OnceDifferentiable(torch.autograd.Function):
