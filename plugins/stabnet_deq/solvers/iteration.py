@@ -81,8 +81,10 @@ def iterate(
 
     A row is finished when it has converged or its image turned non-finite. Finished rows stay where
     they are and, past a share, leave the batch; only where features ``u`` come along, since a map
-    without any may close over rows. A row whose residual grows to four times its best starts
-    again from the image of its best iterate.
+    without any may close over rows. A row whose residual grows too far starts again from the image
+    of its best iterate. A row that stalls takes plain steps, as many as its state has entries but
+    at most eight times the evaluations so far: where a map is nilpotent, or nearly so, they end
+    what no combination of a few iterates can.
     """
     progress = Progress(z0, u, control, method)
     device = z0.device.type
@@ -137,8 +139,7 @@ class Progress:
         self._growth, self._patience = method.growth, method.patience
         self._every = control.interval(z0.device)
         self._looking = not control.fixed_iterations and len(z0) > 0
-        self._differentiated = torch.is_grad_enabled()
-        self._compacting = self._looking and u is not None and not self._differentiated
+        self._compacting = self._looking and u is not None and not torch.is_grad_enabled()
         self._tolerance = max(control.tolerance, resolution(z0))
         # Smaller norms are not sums of squares in the normal range.
         self._smallest = 1e4 * torch.finfo(z0.dtype).tiny ** 0.5
@@ -161,12 +162,8 @@ class Progress:
         last = self.nfe == self._control.max_evaluations
         if self._patience and self.nfe % self._patience == 0:
             self._ask_patience(z.shape[1])
-        if self._differentiated:
-            g, flat = g.detach(), image.detach()
-        else:
-            flat = image
-        difference = torch.linalg.vector_norm(g, dim=1)
-        residual = difference / torch.linalg.vector_norm(flat, dim=1)
+        difference = torch.linalg.vector_norm(g.detach(), dim=1)
+        residual = difference / torch.linalg.vector_norm(image.detach(), dim=1)
         looking = self._looking and not self.nfe % self._every
         # Clamping changes whatever has not improved, and NaN is unequal to itself.
         if looking and self._every == 1 and residual.clamp(max=self._residual).equal(residual):
@@ -175,6 +172,8 @@ class Progress:
                 self.best, self.best_image, self._residual = z, image, residual
                 if self._growth < math.inf:
                     self._reference = torch.minimum(self._reference, difference)
+                if self.stalling:
+                    self.restart = torch.zeros_like(self.restart)
                 return "improved" if going and not last else "finished"
         self._tell_apart(z, image, difference, residual)
         finished = last or not len(z) or (looking and bool(self._settled.all()))
