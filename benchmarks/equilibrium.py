@@ -586,8 +586,9 @@ NOTES = """\
   gradient; the cell is in eval mode for everyone. Its Anderson keeps as many differences as ours;
   the memory of its Broyden is unlimited, and ours holds ten pairs.
 - *compiled*: fixed-iteration mode under `torch.compile(fullgraph=True)`, with the evaluations and
-  products that the eager solve took; counted uncompiled. Only on the first problem: compiling takes
-  half a minute there, and minutes where more evaluations are unrolled.
+  products that the eager solve took; counted uncompiled. Only on the first problem: compiling
+  unrolls all evaluations, which takes minutes where there are more. What it took here is in the
+  JSON, `first_calls_seconds`; torch's cache on disk may have made that shorter.
 """
 
 
