@@ -45,7 +45,8 @@ def monotone_interval(
         sound: round outwards in float64; see :mod:`stabnet.bounds`.
     """
     if not sound:
-        return ordered(function(lower), function(upper))
+        ends = function(lower), function(upper)
+        return ordered(*ends) if ulps else ends
     with torch.no_grad():
         lower, upper = ordered(*map(function, in_double(lower, upper)))
         return _widened(lower, upper, float(ulps)) if ulps else (lower, upper)

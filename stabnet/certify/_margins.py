@@ -112,16 +112,18 @@ def _elided(
         weight = weight.detach().double()
         bias = None if bias is None else bias.detach().double()
     _check_labels(weight.T, y)
-    differences = weight[y][:, None] - weight
-    offsets = None if bias is None else bias[y][:, None] - bias
-
-    def apply(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        products = (weight @ z[..., None]).squeeze(-1)
-        return products if bias is None else products + bias
-
+    # One matrix product gives the margins of every class over every other; of every sample's own
+    # class instead, where samples are fewer. Each sample's are picked from it.
+    classes, samples = (torch.arange(len(t), device=y.device) for t in (weight, y))
+    owners, place = (classes, y) if len(classes) <= len(y) else (y, samples)
+    differences = (weight[owners][:, None] - weight).flatten(0, 1)
+    offsets = None if bias is None else (bias[owners][:, None] - bias).flatten()
     # One term for the bias, and one since the differences are rounded themselves.
     terms = weight.shape[1] + 2
-    return bilinear_interval(apply, lower, upper, differences, offsets, terms=terms, sound=sound)[0]
+    least, _ = bilinear_interval(
+        F.linear, lower, upper, differences, offsets, terms=terms, sound=sound
+    )
+    return least.unflatten(1, (len(owners), len(classes)))[samples, place]
 
 
 def _carry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -10,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import Equilibrium, InvalidInputError, InvalidOptionError
-from stabnet.bounds import check_box
-from stabnet.interfaces import Cell, Features, Guarantee, State
+from stabnet.bounds import NoBoundError, check_box
+from stabnet.interfaces import Cell, Features, Guarantee, State, Status
 
 from ..solvers.picard import Picard
 from .activations import monotone_activation
@@ -19,6 +20,9 @@ from .enclosure import enclose_equilibrium
 from .interval_cell import IntervalCell
 
 __all__ = ["IBPMonotoneCell"]
+
+_SMALLEST, _LARGEST = 2.0**-500, 2.0**500
+"""Sizes of weights between which nothing over- or underflows in float64 on the way to ``W``."""
 
 
 @final
@@ -118,7 +122,7 @@ class IBPMonotoneCell(Cell):
         *,
         sound: bool = False,
         tolerance: float | None = None,
-        max_evaluations: int = 50,
+        max_evaluations: int | None = None,
     ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
         r"""Return a box per sample that contains the equilibria of all features in a box.
 
@@ -136,7 +140,8 @@ class IBPMonotoneCell(Cell):
                 training.
             tolerance: relative change at which the iteration stops; 1e-4 for training and 1e-9 for
                 sound boxes if ``None``. A sound box is the tighter the smaller it is.
-            max_evaluations: evaluations of ``T`` at most, before widening.
+            max_evaluations: evaluations of ``T`` at most. If ``None``, 50 before a box is widened,
+                and for training as many as the tolerance can need.
 
         Returns:
             Lower and upper bounds of the equilibria. A row that no box could be proven for (one
@@ -144,18 +149,23 @@ class IBPMonotoneCell(Cell):
 
         Raises:
             InvalidInputError: for bounds of another shape, NaN, or a lower bound above its upper.
+            NoBoundError: for a sound box, if ``M`` holds NaN, infinite or absurdly small or large
+                numbers.
         """
         self._check(lower, upper)
         if sound:
             return enclose_equilibrium(
-                self.weight(torch.float64).detach(),
+                self._weight_to_bound(),
                 self.sigma,
                 lower.detach().double(),
                 upper.detach().double(),
                 1e-9 if tolerance is None else tolerance,
-                max_evaluations,
+                50 if max_evaluations is None else max_evaluations,
             )
-        solver = Picard(1e-4 if tolerance is None else tolerance, max_evaluations)
+        tolerance = 1e-4 if tolerance is None else tolerance
+        if max_evaluations is None:
+            max_evaluations = self._enough_evaluations(tolerance)
+        solver = Picard(tolerance, max_evaluations)
         box = Equilibrium(IntervalCell(self), solver)((lower, upper)).state
         assert isinstance(box, tuple)
         return box[0], box[1]
@@ -163,22 +173,29 @@ class IBPMonotoneCell(Cell):
     def guarantees(self) -> list[Guarantee]:
         """Return what the parametrization guarantees."""
         source = 'Wei, Kolter: "Certified robustness for deep equilibrium models…", 2022'
+        status: Status = "by construction"
+        detail = ""
+        if not bool(torch.isfinite(self.M).all()):
+            status, detail = "falsified", "the weights hold NaN or infinite values"
         return [
             Guarantee(
                 claim="every input has exactly one equilibrium, and plain iteration converges to "
                 "it from any state",
                 formula="I − |W| ⪰ mI, so |f(z) − f(z′)| ≤ |W||z − z′| with ρ(|W|) ≤ 1 − m",
                 source=source,
-                status="by construction",
+                status=status,
+                assumptions=("arithmetic is exact",),
+                detail=detail,
             ),
             Guarantee(
                 claim="the equilibria of all features in a box lie in the box that "
-                "equilibrium_interval returns",
+                "equilibrium_interval returns with sound=True (without it, in training, to the "
+                "tolerance of the solve only)",
                 formula="T(box) ⊆ box",
                 source=source,
                 status="verified",
                 detail="the inclusion is checked in float64 with rounding margins, each time that "
-                "a box is computed; a row where the check fails is returned as (−inf, inf)",
+                "a sound box is computed; a row where the check fails is returned as (−inf, inf)",
                 assumptions=("exact evaluation of f at the given parameters",),
             ),
         ]
@@ -189,6 +206,26 @@ class IBPMonotoneCell(Cell):
             f"{self.state_shape[0]}, monotonicity={self.monotonicity}, "
             f"activation={self.activation!r}"
         )
+
+    def _weight_to_bound(self) -> Float[Tensor, "n n"]:
+        """Return ``W`` in float64, each entry right to the roundings that the enclosure allows."""
+        size = self.M.detach().double().abs()
+        usual = (size == 0) | ((size >= _SMALLEST) & (size <= _LARGEST))
+        if not bool(usual.all()):
+            raise NoBoundError(
+                f"{int((~usual).sum())} entries of M are NaN, infinite, or not within 2^±500, so "
+                "that W cannot be computed to a known precision; the model did not train well"
+            )
+        return self.weight(torch.float64).detach()
+
+    def _enough_evaluations(self, tolerance: float) -> int:
+        """Return how many evaluations of ``T`` from zero bring any residual below a tolerance.
+
+        The numerical radius of ``|W|`` is at most ``1 − m``, so that by Berger's inequality
+        ``‖|W|ᵏ‖ ≤ 2(1 − m)ᵏ``, and the relative residual after ``k`` steps is below 12 (1 − m)ᵏ.
+        """
+        finest = max(tolerance, torch.finfo(torch.float64).eps)
+        return math.ceil(math.log(finest / 12) / math.log1p(-self.monotonicity)) + 1
 
     def _check(self, lower: Tensor, upper: Tensor) -> None:
         if lower.shape != upper.shape or tuple(lower.shape[1:]) != self.feature_shape:

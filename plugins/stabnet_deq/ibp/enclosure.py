@@ -98,7 +98,8 @@ def enclose_equilibrium(
         if not bool((change.amax(-1) > tolerance * _size(box).amax(-1)).any()):
             break
     eye = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-    v = torch.linalg.solve(eye - weight.abs(), weight.new_ones(len(weight)))
+    # Unlike solve, solve_ex does not raise where rounding has made the matrix singular.
+    v = torch.linalg.solve_ex(eye - weight.abs(), weight.new_ones(len(weight))).result
     rounded = image(box, sound=True)
     outward = torch.maximum(rounded[1] - box[1], box[0] - rounded[0]).clamp(min=0)
     # A little more than δ, so that rounding in the check does not spoil it.
@@ -125,6 +126,6 @@ def _size(box: Box) -> Tensor:
 
 
 def _inside(inner: Box, outer: Box) -> Bool[Tensor, " batch"]:
-    """Return which rows lie inside; false for NaN and for infinite bounds."""
-    bounded = outer[0].isfinite() & outer[1].isfinite()
-    return (bounded & (outer[0] <= inner[0]) & (inner[1] <= outer[1])).all(-1)
+    """Return which rows lie inside; false for NaN, for infinite bounds and for what is no box."""
+    box = outer[0].isfinite() & outer[1].isfinite() & (outer[0] <= outer[1])
+    return (box & (outer[0] <= inner[0]) & (inner[1] <= outer[1])).all(-1)

@@ -32,6 +32,11 @@ class IntervalCrossEntropy(Objective):
     are counted in a buffer, so that a resumed training goes on where it was. In eval mode the loss
     is that of ``kappa`` and ``eps`` themselves.
 
+    **The accuracy that it logs is the share of samples verified by its bounds**, not that of clean
+    predictions, which is ``clean_accuracy``: training keeps the epoch of the best accuracy on the
+    validation set, and that must be the one that verifies most. In training it is verified at the
+    radius of the step, so it starts high and falls while the radius grows.
+
     Args:
         eps: radius that the model is to be verified at, at least 0, in pixel units.
         kappa: final share of the worst case, in [0, 1].
@@ -105,9 +110,8 @@ class IntervalCrossEntropy(Objective):
 
         Returns:
             The loss; and to log ``loss``; ``clean_accuracy``; ``accuracy``, the share of samples
-            that the bounds show to be classified rightly for every perturbation, since it is what
-            this objective is after and training keeps its best epoch by; the radius ``eps`` that
-            was used; and what the solver did. The bounds are those of training, without the
+            that the bounds show to be classified rightly for every perturbation; the radius
+            ``eps`` that was used; and what the solver did. The bounds are those of training, without the
             margins for rounding that a certificate needs.
 
         Raises:

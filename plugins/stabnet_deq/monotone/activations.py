@@ -112,8 +112,11 @@ class ProximalActivation:
                 newton = x - e / slope(x)
                 inside = (newton >= lower) & (newton <= upper)
                 x = torch.where(inside, newton, (lower + upper) / 2)
-        # One more step, which carries the derivative of the root with respect to v.
-        return x - error(x) / slope(x)
+        # Each further step doubles the order to which derivatives in v are those of the root: the
+        # first step makes the first right, the second the second, which unrolled solves may need.
+        for _ in range(2):
+            x = x - error(x) / slope(x)
+        return x
 
 
 # Functions of modules, not lambdas, so that a model can be sent to another process.

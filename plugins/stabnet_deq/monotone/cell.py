@@ -126,7 +126,7 @@ class MonotoneCell(Cell):
             affine=lambda y: W(y) + c,
             resolvent=resolvent,
             proximal=proximal,
-            step_limit=lambda: 2 * self.monotonicity / W.complement_norm_bound() ** 2,
+            step_limit=lambda: 2 * self.monotonicity / W.complement_norm() ** 2,
         )
 
     def feature_lipschitz_bound(self) -> float:

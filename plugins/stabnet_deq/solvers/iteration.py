@@ -30,7 +30,7 @@ class Method(ABC):
             restart.
         patience: number of evaluations in which a row's best residual has to halve; a row that does
             not takes plain steps for a while. Zero for endless patience.
-        looking: whether looking at a value is allowed and cheap, set by the loop.
+        looking: whether looking at a value is allowed and cheap; set by the loop.
     """
 
     growth: float
@@ -88,7 +88,7 @@ def iterate(
     """
     progress = Progress(z0, u, control, method)
     device = z0.device.type
-    method.looking = device == "cpu" and not control.fixed_iterations
+    method.looking = progress.cheap
     # Autocast is for the map; a method needs the state's precision.
     autocast = torch.is_autocast_enabled(device)
     precise = partial(torch.autocast, device, enabled=False) if autocast else nullcontext
@@ -107,10 +107,8 @@ def iterate(
             if rows is not None:
                 method.keep(rows)
                 z, image, g = z[rows], image[rows], g[rows]
-            if method.looking and not progress.holding():
-                z = method.step(z, image, g)
-                continue
-            method.restart(progress.restart)
+            if progress.restarting():
+                method.restart(progress.restart)
             z = progress.hold(method.step(z, image, g), image)
 
 
@@ -139,20 +137,22 @@ class Progress:
         self._growth, self._patience = method.growth, method.patience
         self._every = control.interval(z0.device)
         self._looking = not control.fixed_iterations and len(z0) > 0
+        # On an accelerator a look waits for all that was queued.
+        self.cheap = self._looking and z0.device.type == "cpu"
         self._compacting = self._looking and u is not None and not torch.is_grad_enabled()
         self._tolerance = max(control.tolerance, resolution(z0))
+        # Below it a residual is within the tolerance however its norms were rounded.
+        self._target = 0.999 * self._tolerance
         # Smaller norms are not sums of squares in the normal range.
         self._smallest = 1e4 * torch.finfo(z0.dtype).tiny ** 0.5
         # Like z0, which is batched if torch.vmap maps over it.
         self._residual = torch.full_like(z0.detach()[:, 0], torch.inf)
         self._reference = self._residual
-        self._settled: Tensor = self._residual < 0
-        self.restart = self._settled
+        self._settled = self.restart = self._none = self._residual < 0
         # What the residual was when patience was last asked for; until when steps are plain.
         self._milestone = self._residual
         self._plain_until = torch.zeros_like(self._residual)
         self.stalling = False
-        self._known: tuple[Tensor, Tensor] | None = None
         self._rows: Tensor | None = None
         self._left: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -167,44 +167,64 @@ class Progress:
         looking = self._looking and not self.nfe % self._every
         # Clamping changes whatever has not improved, and NaN is unequal to itself.
         if looking and self._every == 1 and residual.clamp(max=self._residual).equal(residual):
-            going = residual.min().item() > self._tolerance
-            if going or (residual.max().item() <= self._tolerance and self._all_exact(z, image)):
+            lowest = residual.min().item()
+            going = lowest > self._target
+            if going or (
+                lowest > 0
+                and residual.max().item() <= self._target
+                and difference.min().item() >= self._smallest
+            ):
                 self.best, self.best_image, self._residual = z, image, residual
                 if self._growth < math.inf:
                     self._reference = torch.minimum(self._reference, difference)
-                if self.stalling:
-                    self.restart = torch.zeros_like(self.restart)
+                self.restart = self._none
                 return "improved" if going and not last else "finished"
         self._tell_apart(z, image, difference, residual)
         finished = last or not len(z) or (looking and bool(self._settled.all()))
         return "finished" if finished else "mixed"
 
-    def _all_exact(self, z: Tensor, image: Tensor) -> bool:
-        """Return whether residuals in double precision are all within the tolerance, too."""
-        exact = relative_residual(z.detach(), image.detach())
-        self._known = z, exact
-        return exact.max().item() <= self._tolerance
-
     def _tell_apart(self, z: Tensor, image: Tensor, difference: Tensor, residual: Tensor) -> None:
-        exact = relative_residual(z.detach(), image.detach())
-        # 0/0 at the origin, if that is the fixed point; and squares that left the range.
-        out_of_range = (difference < self._smallest) | ~torch.isfinite(difference)
-        residual = torch.where(out_of_range, exact.to(residual.dtype), residual)
-        better = ~self._settled & (residual < self._residual)  # false for NaN
+        going = ~self._settled
+        # Not "at most the target": that is false for NaN.
+        finished = going & ~((residual > self._target) & (difference < torch.inf))
+        if self._any(finished):
+            residual, finished = self._judge(z, image, difference, residual, finished)
+        better = going & (residual < self._residual)  # false for NaN
+        worse = going & ~better
+        self._residual = torch.where(better, residual, self._residual)
+        self._settled = self._settled | finished
+        self._reference = torch.minimum(self._reference, difference)
+        if not self._any(worse):  # finished rows are held at their best
+            self.best, self.best_image, self.restart = z, image, self._none
+            return
         self.best = torch.where(better[:, None], z, self.best)
         self.best_image = torch.where(better[:, None], image, self.best_image)
-        self._residual = torch.where(better, residual, self._residual)
-        # Both: rounding must not make it matter whether a look at the others led here.
-        converged = better & (residual <= self._tolerance) & (exact <= self._tolerance)
-        self._settled = self._settled | converged | ~torch.isfinite(image.detach()).all(1)
-        grown = difference > self._growth * self._reference
-        self.restart = grown & ~better & ~self._settled
+        self.restart = worse & ~finished & (difference > self._growth * self._reference)
         # After a restart any residual is accepted once, or one bad step would recur for ever.
-        self._reference = torch.where(
-            self.restart, torch.inf, torch.minimum(self._reference, difference)
-        )
-        if self.stalling:
-            self._plain_until = torch.where(self.restart, 0, self._plain_until)
+        self._reference = torch.where(self.restart, torch.inf, self._reference)
+        self._plain_until = torch.where(self.restart, 0, self._plain_until)
+
+    def _judge(
+        self, z: Tensor, image: Tensor, difference: Tensor, residual: Tensor, finished: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return true residuals, and which rows are finished, of those that seem to be."""
+        # 0/0 at the origin, if that is the fixed point; and squares that left the range.
+        clear = (residual > 0) & (difference >= self._smallest) & torch.isfinite(difference)
+        unclear = finished & ~clear
+        if not self._any(unclear):
+            return residual, finished
+        exact = relative_residual(z.detach(), image.detach())
+        residual = torch.where(unclear, exact.to(residual.dtype), residual)
+        largest = torch.linalg.vector_norm(image.detach(), torch.inf, 1)
+        return residual, finished & ((residual <= self._target) | ~torch.isfinite(largest))
+
+    def restarting(self) -> bool:
+        """Return whether any row restarts."""
+        return self._any(self.restart)
+
+    def _any(self, rows: Tensor) -> bool:
+        """Return whether any row is among these; true where a look is not cheap."""
+        return not self.cheap or bool(rows.any())
 
     def _ask_patience(self, n: int) -> None:
         """Begin plain steps for the rows that stall, and end those that have had enough of them."""
@@ -214,16 +234,18 @@ class Progress:
         self._milestone = self._residual
         self.stalling = not self._looking or bool((self._plain_until > self.nfe).any())
 
-    def holding(self) -> bool:
-        """Return whether any row does not take the proposed step."""
-        return self.stalling or bool((self.restart | self._settled).any())
-
     def hold(self, proposed: Tensor, image: Tensor) -> Tensor:
-        """Return the next iterates: finished rows stay, stalling and restarting ones step."""
+        """Return the next iterates: finished rows stay, stalling and restarting ones step plainly.
+
+        A restarting row's plain step is from its best iterate.
+        """
         if self.stalling:
             proposed = torch.where((self._plain_until > self.nfe)[:, None], image, proposed)
-        held = torch.where(self.restart[:, None], self.best_image, self.best)
-        return torch.where((self.restart | self._settled)[:, None], held, proposed)
+        if self._any(self.restart):
+            proposed = torch.where(self.restart[:, None], self.best_image, proposed)
+        if self._any(self._settled):
+            proposed = torch.where(self._settled[:, None], self.best, proposed)
+        return proposed
 
     def compact(self) -> Tensor | None:
         """Let finished rows leave if they are many; return the indices of the others."""
@@ -236,19 +258,20 @@ class Progress:
             return None
         if self._rows is None:
             self._rows = torch.arange(count, device=self.best.device)
-        self._left.append((self._rows[settled], self.best[settled], self._exact()[settled]))
+        self._left.append((self._rows[settled], self.best[settled], self._exact(settled)))
         rows = (~self._settled).nonzero()[:, 0]
         self._rows = self._rows[rows]
         self.u = pytree.tree_map(lambda part: part[rows], self.u)
         self.best, self.best_image = self.best[rows], self.best_image[rows]
         self._residual, self._reference = self._residual[rows], self._reference[rows]
         self._settled, self.restart = self._settled[rows], self.restart[rows]
+        self._none = self._none[rows]
         self._milestone, self._plain_until = self._milestone[rows], self._plain_until[rows]
         return rows
 
     def result(self) -> SolverResult:
         """Return the best iterates of all rows with their own residuals."""
-        best, residual = self.best, self._exact()
+        best, residual = self.best, self._exact(slice(None))
         if self._rows is not None:
             parts = [*self._left, (self._rows, best, residual)]
             order = torch.cat([p[0] for p in parts]).argsort()
@@ -257,9 +280,8 @@ class Progress:
         dtype = torch.promote_types(best.dtype, torch.float32)
         return SolverResult(best, residual.to(dtype), residual <= self._tolerance, self.nfe)
 
-    def _exact(self) -> Tensor:
+    def _exact(self, rows: Tensor | slice) -> Tensor:
         """Return the residuals of the best iterates; infinite where no image was finite."""
-        if self._known is not None and self._known[0] is self.best:
-            return self._known[1]
-        residual = relative_residual(self.best.detach(), self.best_image.detach())
-        return torch.where(torch.isinf(self._residual), torch.inf, residual)
+        best, image = self.best.detach()[rows], self.best_image.detach()[rows]
+        residual = relative_residual(best, image)
+        return torch.where(torch.isinf(self._residual[rows]), torch.inf, residual)

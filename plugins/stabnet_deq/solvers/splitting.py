@@ -63,7 +63,8 @@ def parts(f: FixedPointMap, u: Features, solver: str) -> Splitting:
         raise InvalidOptionError(
             f"the solver {solver!r} needs a map that comes apart into an affine and a proximal "
             "part, which cells with `split` and `split_adjoint` do (such as 'monotone'); this one "
-            "does not. Use the solver 'anderson'"
+            "does not, nor does the adjoint equation where it is itself differentiated, for second "
+            "derivatives. Use the solver, or for them the backward_solver, 'anderson'"
         )
     return splitting
 
