@@ -123,7 +123,8 @@ def _elided(
     least, _ = bilinear_interval(
         F.linear, lower, upper, differences, offsets, terms=terms, sound=sound
     )
-    return least.unflatten(1, (len(owners), len(classes)))[samples, place]
+    margins: Tensor = least.unflatten(1, (len(owners), len(classes)))[samples, place]
+    return margins
 
 
 def _carry(

@@ -114,6 +114,16 @@ def test_margins_without_perturbation_are_those_of_the_prediction(model):
     torch.testing.assert_close(sound, exact, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("sound", [False, True])
+def test_margins_do_not_depend_on_how_many_samples_there_are(model, sound):
+    x, y = data(seed=1)
+    together = margin_bounds(model, x, y, EPS, sound=sound)
+    assert len(x) > together.shape[1] > 2
+    alone = [margin_bounds(model, x[k : k + 1], y[k : k + 1], EPS, sound=sound) for k in range(9)]
+    tolerance = 1e-12 if sound else 1e-5
+    torch.testing.assert_close(torch.cat(alone), together[:9], rtol=tolerance, atol=tolerance)
+
+
 def test_the_margin_of_the_true_class_to_itself_is_zero(model):
     x, y = data()
     for sound in (False, True):

@@ -12,7 +12,7 @@ from stabnet_deq.ibp.enclosure import interval_image
 from torch import Tensor, nn
 
 import stabnet
-from stabnet.bounds import linear_interval
+from stabnet.bounds import NoBoundError, linear_interval
 
 STOPS = (1, 2, 5, 50)
 
@@ -265,5 +265,51 @@ def test_bounds_that_are_no_box_are_refused():
 
 
 def test_guarantees_say_what_is_proven_and_how():
-    statuses = [g.status for g in _cell(3).guarantees()]
-    assert statuses == ["by construction", "verified"]
+    cell = _cell(3)
+    assert [g.status for g in cell.guarantees()] == ["by construction", "verified"]
+    cell.M.data[0, 0] = torch.nan
+    assert cell.guarantees()[0].status == "falsified"
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-160, 1e160, 1e308])
+def test_weights_that_over_or_underflow_are_not_bounded(size):
+    cell = _cell(3, monotonicity=0.3).double()
+    cell.M.data[0, 1] = size
+    with pytest.raises(NoBoundError, match="1 entries of M"):
+        cell.equilibrium_interval(*_features(3, 2, 0.1), sound=True)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_nothing_is_proven_of_weights_that_are_not_finite(value):
+    cell = _cell(3)
+    cell.M.data[0, 1] = value
+    low, high = cell.equilibrium_interval(*_features(3, 2, 0.1), sound=True)
+    assert (low == -torch.inf).all()
+    assert (high == torch.inf).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("monotonicity", [1e-9, 1e-14, 1e-17])
+def test_boxes_hold_or_are_infinite_where_nothing_contracts_to_rounding(monotonicity, activation):
+    cell = _cell(2, monotonicity=monotonicity, activation=activation)
+    cell.M.data.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))  # |W| is a permutation times 1 − m
+    lower, upper = _features(2, 20, 0.2)
+    low, high = cell.equilibrium_interval(lower, upper, sound=True)
+    assert not (low.isnan() | high.isnan()).any()
+    for u in (lower, upper, (lower + upper) / 2):
+        z = u  # solves to rounding, by damped steps, which converge as W is skew
+        for _ in range(2000):
+            z = (z + cell.sigma(z @ cell.weight(torch.float64).detach().T + u)) / 2
+        assert ((low <= z + 1e-12) & (z - 1e-12 <= high)).all()
+
+
+@pytest.mark.parametrize("monotonicity", [0.5, 0.05, 0.003])
+def test_training_bounds_are_converged_whatever_the_monotonicity(monotonicity):
+    cell = _cell(6, seed=9, monotonicity=monotonicity).double()
+    cell.M.data.abs_()  # the slowest: |W| = W
+    lower, upper = _features(6, 4, 0.3)
+    lower, upper = lower.abs(), lower.abs() + upper - lower
+    box = cell.equilibrium_interval(lower, upper, tolerance=1e-6)
+    image = interval_image(cell.weight(), cell.sigma, (lower, upper), box)
+    change = torch.cat(image, 1) - torch.cat(box, 1)
+    assert (change.norm(dim=1) <= 1.01e-6 * torch.cat(image, 1).norm(dim=1)).all()

@@ -88,11 +88,12 @@ def test_slope_is_the_derivative_and_lies_in_the_unit_interval(name):
 
 @pytest.mark.parametrize("alpha", [0.01, 0.5, 1.0, 30.0])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_proximal_operator_has_the_right_gradient(name, alpha):
+def test_proximal_operator_has_the_right_first_and_second_derivative(name, alpha):
     generator = torch.Generator().manual_seed(0)
     v = 3 * torch.randn(12, generator=generator, dtype=torch.float64)
     proximal = lambda v: ACTIVATIONS[name].proximal(v, alpha)  # noqa: E731
     assert torch.autograd.gradcheck(proximal, v.requires_grad_())
+    assert torch.autograd.gradgradcheck(proximal, v)
 
 
 @settings(max_examples=50, deadline=None)

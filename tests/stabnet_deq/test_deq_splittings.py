@@ -100,14 +100,14 @@ def test_forward_backward_refuses_a_step_at_or_above_the_limit(factor):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_step_limit_is_certified_and_close(shape):
+def test_step_limit_is_that_of_the_weights(shape):
     cell, u = _cell(shape, monotonicity=0.3), _features(shape)
     n = u[0].numel()
     with torch.no_grad():
         dense = cell.weight()(torch.eye(n, dtype=torch.float64).reshape(n, *shape))
     norm = torch.linalg.matrix_norm(torch.eye(n) - dense.reshape(n, n), 2).item()
     exact = 2 * 0.3 / norm**2
-    assert exact * (1 - 1e-9) <= cell.split(u).step_limit() <= exact
+    assert cell.split(u).step_limit() == pytest.approx(exact, rel=1e-12)
 
 
 def test_forward_backward_diverges_above_the_limit_of_a_rotation():
@@ -341,6 +341,14 @@ def test_second_derivatives_need_a_backward_solver_for_any_map():
     (first,) = torch.autograd.grad(unable(u).state.sum(), u, create_graph=True)
     with pytest.raises(stabnet.InvalidOptionError, match="anderson"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("activation", ["softplus", "tanh"])
+def test_unrolled_peaceman_rachford_has_second_derivatives(activation):
+    cell, u = _cell((3,), activation=activation), _features((3,), 1).requires_grad_()
+    solver = PeacemanRachford(1e-13, 500, splitting_step=0.6)
+    unrolled = Equilibrium(cell, solver, gradient="unrolled")
+    assert torch.autograd.gradgradcheck(lambda u: unrolled(u).state, u)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])

@@ -145,12 +145,12 @@ class IBPMonotoneCell(Cell):
 
         Returns:
             Lower and upper bounds of the equilibria. A row that no box could be proven for (one
-            with infinite features, say) is ``(-inf, inf)``.
+            with infinite features, say, or all if ``M`` is not finite) is ``(-inf, inf)``.
 
         Raises:
             InvalidInputError: for bounds of another shape, NaN, or a lower bound above its upper.
-            NoBoundError: for a sound box, if ``M`` holds NaN, infinite or absurdly small or large
-                numbers.
+            NoBoundError: for a sound box, if an entry of ``M`` is not 0 and its size is outside
+                2^±500.
         """
         self._check(lower, upper)
         if sound:
@@ -210,11 +210,13 @@ class IBPMonotoneCell(Cell):
     def _weight_to_bound(self) -> Float[Tensor, "n n"]:
         """Return ``W`` in float64, each entry right to the roundings that the enclosure allows."""
         size = self.M.detach().double().abs()
-        usual = (size == 0) | ((size >= _SMALLEST) & (size <= _LARGEST))
-        if not bool(usual.all()):
+        # Of NaN and infinity nothing is proven anyhow.
+        strange = ((size > 0) & (size < _SMALLEST)) | (size.isfinite() & (size > _LARGEST))
+        if bool(strange.any()):
             raise NoBoundError(
-                f"{int((~usual).sum())} entries of M are NaN, infinite, or not within 2^±500, so "
-                "that W cannot be computed to a known precision; the model did not train well"
+                f"{int(strange.sum())} entries of M are other than 0 and of a size outside 2^±500, "
+                "so that W is not computed to a known precision; set the small ones to 0, or scale "
+                "M, on which W does not depend"
             )
         return self.weight(torch.float64).detach()
 

@@ -111,8 +111,8 @@ class IntervalCrossEntropy(Objective):
         Returns:
             The loss; and to log ``loss``; ``clean_accuracy``; ``accuracy``, the share of samples
             that the bounds show to be classified rightly for every perturbation; the radius
-            ``eps`` that was used; and what the solver did. The bounds are those of training, without the
-            margins for rounding that a certificate needs.
+            ``eps`` that was used; and what the solver did. The bounds are those of training,
+            without the margins for rounding that a certificate needs.
 
         Raises:
             NoBoundError: if the model cannot be bounded.
