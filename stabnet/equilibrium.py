@@ -163,8 +163,10 @@ class Equilibrium(Dynamics):
         frozen = frozen_batch_statistics(self.cell) if coupled else nullcontext()
         with nullcontext() if unrolled else torch.no_grad(), frozen:
             f = _CellMap(self.cell, unravel, coupled, seed, u)
-            # A joint problem has one row, which rows of features cannot follow.
-            result = self.solver(f, z0, None if coupled else u)
+            # A joint problem has one row, which rows of features cannot follow; and a mask of
+            # dropout is drawn for all rows at once.
+            divisible = not coupled and seed is None
+            result = self.solver(f, z0, u if divisible else None)
         record = BackwardRecord()
         state = result.state
         if not unrolled:
@@ -193,7 +195,10 @@ class Equilibrium(Dynamics):
         features, spec = pytree.tree_flatten(u)
         cell, count = self.cell, len(features)
         parameters, buffers = _tensors(cell)
-        arguments = (*features, *parameters)
+        # Explicit buffers are checked for changes before the backward pass, as parameters are. But
+        # where samples are coupled they are statistics that the cell keeps and does not use.
+        used, kept = ((), buffers) if coupled else (buffers, ())
+        arguments = (*features, *parameters, *used)
         if not any(map(is_differentiated, arguments)):
             return z
 
@@ -201,7 +206,7 @@ class Equilibrium(Dynamics):
 
         def call(name: str, arguments: tuple[Tensor, ...], *states: State) -> Any:
             """Call a method of the cell with explicit features and parameters, in today's modes."""
-            explicit, own = (*arguments[count:], *buffers), sum(_tensors(cell), ())
+            explicit, own = (*arguments[count:], *kept), sum(_tensors(cell), ())
             u = pytree.tree_unflatten(list(arguments[:count]), spec)
             frozen = frozen_batch_statistics(cell) if coupled else nullcontext()
             with in_modes(cell, modes), seeded(seed, z.device), frozen:
@@ -236,7 +241,7 @@ class Equilibrium(Dynamics):
             f,
             solver,
             record,
-            None if coupled else count,
+            count if not coupled and seed is None else None,
             pullback,
             split_adjoint if isinstance(cell, SplitCell) and not coupled else None,
         )

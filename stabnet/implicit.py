@@ -195,9 +195,9 @@ def _solve(
     # g is what one step from zero gives, so starting there saves that step.
     result: SolverResult = problem.solver(adjoint, g, adjoint.rows)
     if not torch.compiler.is_compiling():  # a compiled backward pass may not write to its outside
-        record = problem.record
-        record.nfe, record.residual = result.nfe, result.residual
-        record.converged = result.converged
+        problem.record.nfe = result.nfe
+        if not is_traced():  # what a transform wraps is dead once it is over
+            problem.record.residual, problem.record.converged = result.residual, result.converged
     return result.state
 
 

@@ -39,6 +39,8 @@ class SolverResult:
 class BackwardRecord:
     """Statistics of the backward pass, filled in once it has run.
 
+    Under transforms of ``torch.func`` only ``nfe`` is, and in a compiled program nothing.
+
     Attributes:
         nfe: vector–Jacobian products of the adjoint solve, ``None`` before the backward pass.
         residual: relative residual of the adjoint solve, one value per adjoint problem.

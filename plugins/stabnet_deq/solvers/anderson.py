@@ -170,7 +170,10 @@ class _Extrapolation(Method):
         self._dg = put(self._dg, both[:, 0], 1, slot)
         self._dy = put(self._dy, dy.to(self._dy.dtype), 1, slot)
         products = torch.bmm(both, self._dg.mT)
-        products[:, 0, slot].mul_(1 + max(self._regularization, 8 * torch.finfo(g.dtype).eps))
+        own = products[:, 0, slot]
+        ridge = max(self._regularization, 8 * torch.finfo(g.dtype).eps)
+        # A difference of zero has products of zero with all others, and so gets no coefficient.
+        own.copy_(torch.where(own > 0, own * (1 + ridge), 1))
         if self._valid is not None:
             self._valid = put(self._valid, torch.ones_like(self._valid[:, 0]), 1, slot)
             products = products * self._valid[:, None]
@@ -183,8 +186,7 @@ class _Extrapolation(Method):
     ) -> Float[Tensor, "rows m"]:
         """Solve the normal equations; a singular matrix leaves its sample a plain step."""
         if gram.shape[1] == 1:
-            # A difference of zero has products of zero with all others.
-            return right / gram[:, 0].clamp(min=torch.finfo(gram.dtype).tiny)
+            return right / gram[:, 0]
         gamma: Tensor
         gamma, info = torch.linalg.solve_ex(gram, right)
         if self.looking and not bool(info.any()):
