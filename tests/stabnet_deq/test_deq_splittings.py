@@ -110,6 +110,13 @@ def test_step_limit_is_that_of_the_weights(shape):
     assert cell.split(u).step_limit() == pytest.approx(exact, rel=1e-12)
 
 
+def test_monotonicity_lost_to_rounding_is_reported_not_raised():
+    cell, u = MonotoneCell((3,), (3,), 1e-8), torch.ones(2, 3)
+    for parameter in cell.parameters():
+        parameter.data.zero_()  # in single precision W is the identity
+    assert not Equilibrium(cell, ForwardBackward())(u).converged.any()
+
+
 def test_forward_backward_diverges_above_the_limit_of_a_rotation():
     """I − W = mI + K with K skew: there the limit is sharp."""
     cell, u = _cell((2,), monotonicity=0.5), _features((2,))

@@ -122,11 +122,16 @@ class MonotoneCell(Cell):
             V = W.resolvent(alpha)
             return lambda v: V(v + alpha * c)
 
+        def step_limit() -> float:
+            # At least m, which rounding may have lost.
+            norm = max(W.complement_norm(), self.monotonicity)
+            return 2 * self.monotonicity / norm / norm
+
         return Splitting(
             affine=lambda y: W(y) + c,
             resolvent=resolvent,
             proximal=proximal,
-            step_limit=lambda: 2 * self.monotonicity / W.complement_norm() ** 2,
+            step_limit=step_limit,
         )
 
     def feature_lipschitz_bound(self) -> float:
