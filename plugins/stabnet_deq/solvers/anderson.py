@@ -122,7 +122,7 @@ class _Extrapolation(Method):
         self._last: tuple[Tensor, Tensor] | None = None
         self._dg = self._dy = self._gram = torch.empty(0)
         self._unit: Tensor | None = None
-        self._valid: Tensor | None = None
+        self._fresh: Tensor | None = None  # rows without a last iterate, for they have restarted
 
     def step(self, z: Tensor, image: Tensor, g: Tensor) -> Tensor:
         y = image if self._mixing == 1 else z + self._mixing * g
@@ -136,19 +136,19 @@ class _Extrapolation(Method):
         return y - combine(gamma, self._dy[:, :held]).to(y.dtype)
 
     def restart(self, rows: Tensor) -> None:
+        self._fresh = rows
         if self._count:
-            valid = torch.ones_like(self._gram[:, 0]) if self._valid is None else self._valid
-            self._valid = valid = valid * (~rows)[:, None]
-            gram = self._gram * valid[:, :, None] * valid[:, None, :]
-            self._gram = gram + torch.diag_embed(1 - valid)
+            wide = rows[:, None, None]
+            self._dg, self._dy = torch.where(wide, 0, self._dg), torch.where(wide, 0, self._dy)
+            unit = torch.eye(self._memory, dtype=self._gram.dtype, device=self._gram.device)
+            self._gram = torch.where(wide, unit, self._gram)
 
     def keep(self, rows: Tensor) -> None:
         if self._last is not None:
             self._last = self._last[0][rows], self._last[1][rows]
             self._unit = None if self._unit is None else self._unit[rows]
-            self._gram = self._gram[rows]
-            self._dg, self._dy = self._dg[rows], self._dy[rows]
-            self._valid = None if self._valid is None else self._valid[rows]
+            self._dg, self._dy, self._gram = self._dg[rows], self._dy[rows], self._gram[rows]
+        self._fresh = None if self._fresh is None else self._fresh[rows]
 
     def _allocate(self, g: Tensor) -> None:
         rows, n = g.shape
@@ -164,6 +164,9 @@ class _Extrapolation(Method):
         """Take in a pair of differences; return the products of all held with the residual."""
         slot = self._count % self._memory
         self._count += 1
+        if self._fresh is not None:
+            dg, dy = (torch.where(self._fresh[:, None], 0, d) for d in (dg, dy))
+            self._fresh = None
         both = torch.stack([dg, g], 1).to(self._dg.dtype)
         if self._unit is not None:
             both = both * self._unit[:, :, None]
@@ -174,9 +177,6 @@ class _Extrapolation(Method):
         ridge = max(self._regularization, 8 * torch.finfo(g.dtype).eps)
         # A difference of zero has products of zero with all others, and so gets no coefficient.
         own.copy_(torch.where(own > 0, own * (1 + ridge), 1))
-        if self._valid is not None:
-            self._valid = put(self._valid, torch.ones_like(self._valid[:, 0]), 1, slot)
-            products = products * self._valid[:, None]
         row, right = products.unbind(1)
         self._gram = put(put(self._gram, row, 1, slot), row, 2, slot)
         return right
@@ -189,6 +189,7 @@ class _Extrapolation(Method):
             return right / gram[:, 0]
         gamma: Tensor
         gamma, info = torch.linalg.solve_ex(gram, right)
-        if self.looking and not bool(info.any()):
+        sound = torch.isfinite(gamma)
+        if self.looking and bool(sound.all()):  # not so if a system was singular
             return gamma
-        return gamma.masked_fill((info != 0)[:, None], 0)
+        return gamma.masked_fill(~(sound.all(1) & (info == 0))[:, None], 0)

@@ -114,6 +114,7 @@ class _SecantUpdates(Method):
         a = torch.where(sound, (dz + behind) / torch.where(sound, denominator, 1), 0)
         slot = self._count % self._memory
         self._count += 1
+        b = torch.where(sound, b, 0)  # which may be NaN after a step from where the map is
         self._a, self._b = put(self._a, a, 1, slot), put(self._b, b, 1, slot)
         step = ahead + a * (b * scaled).sum(1, keepdim=True)
         return torch.addcdiv(z, step.to(z.dtype), self._unit[:, 0].to(z.dtype))

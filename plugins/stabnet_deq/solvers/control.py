@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,14 +40,14 @@ class Control:
     throw: bool
 
     def __post_init__(self) -> None:
-        if not self.tolerance > 0:
+        if not 0 < self.tolerance < math.inf:
             raise InvalidOptionError(f"tolerance must be positive; got {self.tolerance}")
-        if self.max_evaluations < 1:
-            raise InvalidOptionError(
-                f"max_evaluations must be at least 1; got {self.max_evaluations}"
-            )
-        if self.check_every is not None and self.check_every < 1:
-            raise InvalidOptionError(f"check_every must be at least 1; got {self.check_every}")
+        for name in ("max_evaluations", "check_every"):
+            count = getattr(self, name)
+            if count is None and name == "check_every":
+                continue
+            if not isinstance(count, int) or count < 1:
+                raise InvalidOptionError(f"{name} must be a whole number from 1; got {count}")
         if not 0 < self.compaction <= 1:
             raise InvalidOptionError(f"compaction must be in (0, 1]; got {self.compaction}")
         if self.throw and self.fixed_iterations:

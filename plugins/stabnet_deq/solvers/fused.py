@@ -29,6 +29,7 @@ class FusedExtrapolation(Method):
         self._memory, self._mixing, self._regularization = memory, mixing, regularization
         self._last: tuple[Tensor, Tensor] | None = None
         self._unit: Tensor | None = None
+        self._fresh: Tensor | None = None  # rows without a last iterate, for they have restarted
         self._dg: list[Tensor] = []
         self._dy: list[Tensor] = []
 
@@ -41,8 +42,11 @@ class FusedExtrapolation(Method):
         last, self._last = self._last, (scaled, y)
         if last is None:
             return y
-        self._dg = [*self._dg, scaled - last[0]][-self._memory :]
-        self._dy = [*self._dy, y - last[1]][-self._memory :]
+        dg, dy = scaled - last[0], y - last[1]
+        if self._fresh is not None:
+            dg, dy = (torch.where(self._fresh[:, None], 0, d) for d in (dg, dy))
+            self._fresh = None
+        self._dg, self._dy = [*self._dg, dg][-self._memory :], [*self._dy, dy][-self._memory :]
         ridge = 1 + max(self._regularization, 8 * torch.finfo(g.dtype).eps)
         gram = [
             [(a * b).sum(1) * (ridge if a is b else 1) for b in self._dg[: i + 1]]
@@ -54,7 +58,8 @@ class FusedExtrapolation(Method):
         return y
 
     def restart(self, rows: Tensor) -> None:
-        """Forget the differences of some rows."""
+        """Forget the differences of some rows, and their last iterate."""
+        self._fresh = rows
         self._dg = [torch.where(rows[:, None], 0, dg) for dg in self._dg]
         self._dy = [torch.where(rows[:, None], 0, dy) for dy in self._dy]
 
@@ -63,6 +68,7 @@ class FusedExtrapolation(Method):
         if self._last is not None and self._unit is not None:
             self._last = self._last[0][rows], self._last[1][rows]
             self._unit = self._unit[rows]
+        self._fresh = None if self._fresh is None else self._fresh[rows]
         self._dg, self._dy = [dg[rows] for dg in self._dg], [dy[rows] for dy in self._dy]
 
 

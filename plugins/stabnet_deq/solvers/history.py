@@ -9,21 +9,27 @@ from torch import Tensor
 __all__ = ["combine", "put", "residual_unit", "squares_stay_in_range"]
 
 
-def residual_unit(g: Float[Tensor, "rows n"]) -> Float[Tensor, "rows 1"]:
-    """Return a power of two near the inverse of each row's largest entry; one for a row of zeros.
+_LEAST, _MOST = 1e-6, 1e6
+"""First residuals between these are far from where squares leave the range of single precision."""
 
-    In single precision at least. Squares of numbers in this unit stay in range, and a power of two
-    rounds nothing: where squares stay in range anyway, it makes no difference.
+
+def residual_unit(g: Float[Tensor, "rows n"]) -> Float[Tensor, "rows 1"]:
+    """Return what to multiply the residuals of each row by, so that squares stay in range.
+
+    In single precision at least. One where they stay in range anyway, so that a row is computed
+    alike whether or not others need a unit; else a power of two, which rounds nothing.
     """
     largest: Tensor = torch.linalg.vector_norm(g.detach(), torch.inf, 1, keepdim=True)
     largest = largest.to(torch.promote_types(g.dtype, torch.float32))
-    return torch.exp2(-torch.where(largest > 0, largest, 1).log2().floor())
+    usual = (largest == 0) | ((largest > _LEAST) & (largest < _MOST))
+    # The mantissa of a number over the number itself is a power of two, exactly.
+    return torch.where(usual, 1, torch.frexp(largest).mantissa / torch.where(usual, 1, largest))
 
 
 def squares_stay_in_range(g: Float[Tensor, "rows n"]) -> bool:
-    """Return whether first residuals are far from both ends of the range of single precision."""
+    """Return whether no row needs a unit."""
     largest: Tensor = torch.linalg.vector_norm(g.detach(), torch.inf, 1)
-    return largest.min().item() > 1e-6 and largest.max().item() < 1e6
+    return largest.min().item() > _LEAST and largest.max().item() < _MOST
 
 
 def put(buffer: Tensor, value: Tensor, dim: int, slot: int) -> Tensor:

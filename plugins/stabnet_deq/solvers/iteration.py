@@ -43,7 +43,7 @@ class Method(ABC):
 
     @abstractmethod
     def restart(self, rows: Bool[Tensor, " rows"]) -> None:
-        """Forget what was learned about some rows: their next iterate is not the proposed one."""
+        """Forget what was learned about some rows, the current iterate included."""
 
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
@@ -79,12 +79,13 @@ def iterate(
 ) -> SolverResult:
     """Run a method from ``z0`` until all rows are finished.
 
-    A row is finished when it has converged or its image turned non-finite. Finished rows stay where
-    they are and, past a share, leave the batch; only where features ``u`` come along, since a map
+    A row is finished when it has converged, or its image is not finite even after a plain step.
+    Finished rows stay where they are and, past a share, leave the batch; only where features ``u``
+    come along, since a map
     without any may close over rows. A row whose residual grows too far starts again from the image
-    of its best iterate. A row that stalls takes plain steps, as many as its state has entries but
-    at most eight times the evaluations so far: where a map is nilpotent, or nearly so, they end
-    what no combination of a few iterates can.
+    of its best iterate. A row that stalls takes plain steps, at least as many as its state has
+    entries, but at most eight times the evaluations so far: where a map is nilpotent, or nearly so,
+    they end what no combination of a few iterates can.
     """
     progress = Progress(z0, u, control, method)
     device = z0.device.type
@@ -107,9 +108,10 @@ def iterate(
             if rows is not None:
                 method.keep(rows)
                 z, image, g = z[rows], image[rows], g[rows]
+            proposed = method.step(z, image, g)
             if progress.restarting():
                 method.restart(progress.restart)
-            z = progress.hold(method.step(z, image, g), image)
+            z = progress.hold(proposed, image)
 
 
 class Progress:
@@ -189,19 +191,24 @@ class Progress:
         finished = going & ~((residual > self._target) & (difference < torch.inf))
         if self._any(finished):
             residual, finished = self._judge(z, image, difference, residual, finished)
-        better = going & (residual < self._residual)  # false for NaN
+        better = going & (residual <= self._residual)  # false for NaN
         worse = going & ~better
         self._residual = torch.where(better, residual, self._residual)
         self._settled = self._settled | finished
-        self._reference = torch.minimum(self._reference, difference)
         if not self._any(worse):  # finished rows are held at their best
             self.best, self.best_image, self.restart = z, image, self._none
+            self._reference = torch.minimum(self._reference, difference)
             return
         self.best = torch.where(better[:, None], z, self.best)
         self.best_image = torch.where(better[:, None], image, self.best_image)
-        self.restart = worse & ~finished & (difference > self._growth * self._reference)
+        # Plain steps may take the residual through a hill. Not "more than": that is false for NaN.
+        steady = (difference <= self._growth * self._reference) | (
+            (self._plain_until > self.nfe) & torch.isfinite(difference)
+        )
+        self.restart = worse & ~finished & ~steady
         # After a restart any residual is accepted once, or one bad step would recur for ever.
-        self._reference = torch.where(self.restart, torch.inf, self._reference)
+        least = torch.minimum(self._reference, difference)
+        self._reference = torch.where(self.restart, torch.inf, least)
         self._plain_until = torch.where(self.restart, 0, self._plain_until)
 
     def _judge(
@@ -216,7 +223,9 @@ class Progress:
         exact = relative_residual(z.detach(), image.detach())
         residual = torch.where(unclear, exact.to(residual.dtype), residual)
         largest = torch.linalg.vector_norm(image.detach(), torch.inf, 1)
-        return residual, finished & ((residual <= self._target) | ~torch.isfinite(largest))
+        # A step that acceleration spoiled is no reason to give up: see whether a plain one does.
+        hopeless = ~torch.isfinite(largest) & ~torch.isfinite(self._growth * self._reference)
+        return residual, finished & ((residual <= self._target) | hopeless)
 
     def restarting(self) -> bool:
         """Return whether any row restarts."""
@@ -229,7 +238,7 @@ class Progress:
     def _ask_patience(self, n: int) -> None:
         """Begin plain steps for the rows that stall, and end those that have had enough of them."""
         stalled = (self._residual > 0.5 * self._milestone) & (self._plain_until <= self.nfe)
-        until = self.nfe + min(n, 8 * self.nfe)
+        until = self.nfe + min(max(n, 2 * self._patience), 8 * self.nfe)
         self._plain_until = torch.where(stalled, until, self._plain_until)
         self._milestone = self._residual
         self.stalling = not self._looking or bool((self._plain_until > self.nfe).any())
