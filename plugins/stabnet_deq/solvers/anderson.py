@@ -189,6 +189,7 @@ class _Extrapolation(Method):
             return right / gram[:, 0]
         gamma: Tensor
         gamma, info = torch.linalg.solve_ex(gram, right)
+        gamma = gamma.contiguous()  # sums of a row round alike only in one layout
         sound = torch.isfinite(gamma)
         if self.looking and bool(sound.all()):  # not so if a system was singular
             return gamma
