@@ -11,7 +11,7 @@ the same, driven at its end         17              42                     18   
 nilpotent shift (64)                65              89                    108      267
 strictly triangular (12)            13              18                     13       84
 radius 0.5, norm 5 (8)              48              61                     61       82
-rotations, radius 0.9 (2)          ~100              4                      4        5
+rotations, radius 0.9 (2)           110              4                      4        5
 rotations, radius 1.05 (2)       never               4                      4        5
 ==============================  ======  ==============  =====================  =======
 
@@ -396,8 +396,8 @@ def test_a_repelling_fixed_point_at_the_origin_is_not_mistaken_for_convergence()
 
 
 FAIR = [n for n, p in PROBLEMS.items() if p.picard and n != "repelling origin"]
-# Plain iteration ends nilpotent maps after as many steps as their index, where combinations of fewer
-# iterates than that end nothing; and it takes residuals over hills.
+# Plain iteration ends nilpotent maps after as many steps as their index, where combinations of
+# fewer iterates than that end nothing; and it takes residuals over hills.
 LONG_MEMORY = [
     "nilpotent 8",
     "nilpotent 16",
