@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInputError, InvalidOptionError
 from ..plugin import CONFIG_ATTRIBUTE
-from ..robustness import check_images, check_logits, eval_mode
+from ..robustness import check_logits, checked_batches, eval_mode
 from ._margins import margin_bounds
 from ._report import CertificationReport
 
@@ -61,7 +61,7 @@ def verified_accuracy(
     device = next((t.device for t in chain(model.parameters(), model.buffers())), None)
     images, correct, seconds = 0, 0, 0.0
     verified: list[int] = []
-    for x, y in _take(batches, max_images, device):
+    for x, y in checked_batches(batches, max_images, device):
         with eval_mode(model):
             right = _right(model(x), y)
         start = time.perf_counter()
@@ -89,29 +89,3 @@ def _positive(margins: Float[Tensor, "batch classes"], y: Tensor) -> Bool[Tensor
 def _name_of(model: nn.Module) -> str:
     config: Mapping[str, Any] = getattr(model, CONFIG_ATTRIBUTE, {})
     return str(config.get("name", type(model).__name__))
-
-
-def _take(
-    batches: Iterable[Sequence[Tensor]], max_images: int | None, device: torch.device | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield checked images and labels on the model's device, ``max_images`` of them at most."""
-    if max_images is not None and max_images < 1:
-        raise InvalidOptionError(f"max_images={max_images} must be at least 1, or None for all")
-    left = max_images
-    for batch in batches:
-        if not (
-            isinstance(batch, (tuple, list))
-            and len(batch) >= 2
-            and all(isinstance(t, Tensor) for t in batch[:2])
-        ):
-            raise InvalidInputError(
-                f"a batch is (images, labels); got {type(batch).__name__}. For one batch of "
-                "tensors give [(images, labels)]"
-            )
-        x, y = (t[:left].to(device) for t in batch[:2])
-        check_images(x, y)
-        yield x, y.long()
-        if left is not None:
-            left -= len(x)
-            if left <= 0:
-                return

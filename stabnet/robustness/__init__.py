@@ -4,6 +4,7 @@ The service knows no attack by its class; it asks for attacks by name.
 """
 
 from ..checks import seeded
+from ._batches import checked_batches
 from ._checks import AttackError, check_images, check_logits, check_perturbation, perturbation
 from ._evaluate import attack_model
 from ._isolation import eval_mode
@@ -22,6 +23,7 @@ __all__ = [
     "check_images",
     "check_logits",
     "check_perturbation",
+    "checked_batches",
     "eval_mode",
     "masking_warnings",
     "paper_protocol",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..checks import seeded
-from ..errors import InvalidInputError, InvalidOptionError
+from ..errors import InvalidInputError
 from ..interfaces import Attack, Solution
 from ..plugin import CONFIG_ATTRIBUTE, build
-from ._checks import check_images, check_logits, check_perturbation
+from ._batches import checked_batches
+from ._checks import check_logits, check_perturbation
 from ._isolation import eval_mode
 from ._results import AttackResult, CleanResult
 
@@ -80,7 +81,7 @@ def evaluate(
     streams = torch.Generator().manual_seed(seed)
     home = seeded(seed, device or torch.device("cpu"))
     with torch.inference_mode(False), eval_mode(model), home:
-        for x, y in _take(batches, max_images, device):
+        for x, y in checked_batches(batches, max_images, device):
             stream = int(torch.randint(2**62, (), generator=streams))
             with seeded(stream, x.device):
                 right = clean.add(model, x, y)
@@ -185,29 +186,3 @@ def _dead_gradients(
         (gradient,) = torch.autograd.grad(loss, x, allow_unused=True, materialize_grads=True)
     rows = gradient.flatten(1)
     return (rows == 0).all(1) | ~rows.isfinite().all(1)
-
-
-def _take(
-    batches: Batches, max_images: int | None, device: torch.device | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield checked images and labels on the model's device, ``max_images`` of them at most."""
-    if max_images is not None and max_images < 1:
-        raise InvalidOptionError(f"max_images={max_images} must be at least 1, or None for all")
-    left = max_images
-    for batch in batches:
-        if not (
-            isinstance(batch, (tuple, list))
-            and len(batch) >= 2
-            and all(isinstance(t, Tensor) for t in batch[:2])
-        ):
-            raise InvalidInputError(
-                f"a batch is (images, labels); got {type(batch).__name__}. For one batch of "
-                "tensors give [(images, labels)]"
-            )
-        x, y = (t[:left].to(device) for t in batch[:2])
-        check_images(x, y)
-        yield x, y.long()
-        if left is not None:
-            left -= len(x)
-            if left <= 0:
-                return
