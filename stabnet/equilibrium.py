@@ -156,7 +156,8 @@ class Equilibrium(Dynamics):
             initial = zero_state(like, batch, self.cell.state_shape, dtype)
         else:
             check_state(initial, batch, self.cell.state_shape)
-        z0 = ravel(initial, coupled).detach().to(dtype)
+        # A copy: an exact start is the solution, which must not share its memory with the start.
+        z0 = ravel(initial, coupled).detach().to(dtype, copy=True)
         unravel, seed = unraveler(self.cell.state_shape), dropout_seed(self.cell)
         unrolled = self.gradient == "unrolled" and torch.is_grad_enabled()
         # Where no samples are coupled, no batch statistics are at work.

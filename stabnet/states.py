@@ -49,6 +49,10 @@ def check_state(state: State, batch: int, shape: Shape) -> None:
     """Raise :class:`InvalidInputError` for a state of another shape."""
     parts = _parts(shape)
     given = state if isinstance(state, tuple) else (state,)
+    if not all(isinstance(part, Tensor) for part in given):
+        raise InvalidInputError(
+            f"a tensor or a tuple of tensors is expected as a state; got {type(state).__name__}"
+        )
     expected = [(batch, *part) for part in (parts or (cast("tuple[int, ...]", shape),))]
     found = [tuple(p.shape) for p in given]
     if found != expected or isinstance(state, tuple) != (parts is not None):

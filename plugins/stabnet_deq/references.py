@@ -80,7 +80,8 @@ IBP_MONDEQ = """@inproceedings{wei2022certified,
 }"""
 
 INTERVAL_BOUNDS = """@article{gowal2018effectiveness,
-  title = {On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models},
+  title = {On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust
+    Models},
   author = {Gowal, Sven and Dvijotham, Krishnamurthy and Stanforth, Robert and Bunel, Rudy and
     Qin, Chongli and Uesato, Jonathan and Arandjelovic, Relja and Mann, Timothy and Kohli,
     Pushmeet},

@@ -25,7 +25,8 @@ class SolverResult:
     Attributes:
         state: best finite iterate of each sample, ``(batch, n)``.
         residual: relative residual ``‖f(z) − z‖ / ‖f(z)‖`` of exactly that iterate, ``(batch,)``.
-        converged: whether that residual is within the tolerance, ``(batch,)``.
+        converged: whether that residual is within the tolerance, ``(batch,)``. It is relative: even
+            a map without a fixed point, such as ``z ↦ z + 1``, moves far states relatively little.
         nfe: evaluations of the map, each over the whole batch.
     """
 
