@@ -27,7 +27,7 @@ class SolverResult:
         residual: relative residual ``‖f(z) − z‖ / ‖f(z)‖`` of exactly that iterate, ``(batch,)``.
         converged: whether that residual is within the tolerance, ``(batch,)``. It is relative: even
             a map without a fixed point, such as ``z ↦ z + 1``, moves far states relatively little.
-        nfe: evaluations of the map, each over the whole batch.
+        nfe: evaluations of the map, each over all samples that were left in the batch.
     """
 
     state: Float[Tensor, "batch n"]
@@ -59,7 +59,8 @@ class Solution:
 
     Attributes:
         state: final state, ``(batch, *state_shape)`` or a tuple of such tensors.
-        nfe: exact number of evaluations of the vector field or cell over the batch.
+        nfe: exact number of evaluations of the vector field or cell; over the whole batch, but for
+            samples that a solver had finished and dropped.
         times: the requested times ``(T,)``, for a flow.
         states: the states at those times, ``(T, batch, *state_shape)``, for a flow.
         residual: relative residual per sample, for a solve; the largest over a stack's stages.

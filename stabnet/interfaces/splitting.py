@@ -28,7 +28,7 @@ class Splitting:
         affine: ``y ↦ Wy + c``.
         resolvent: ``α ↦ (v ↦ (I + α(I − W))⁻¹(v + αc))``; factors once for each ``α``.
         proximal: ``(v, α) ↦ prox_{αφ}(v)``.
-        step_limit: ``2m/‖I − W‖²``, or less: below it forward–backward steps contract.
+        step_limit: ``2m/‖I − W‖²`` to rounding, or less: below it forward–backward steps contract.
         solution: what the problem asked for, computed from the fixed point ``y``; ``None`` if that
             is ``y`` itself.
 

@@ -36,7 +36,10 @@ class Anderson(Solver):
     :math:`\gamma` being the weights. The Gram matrix of the differences is updated by one row per
     step, scaled to unit diagonal and regularized relative to it, so the iteration does not depend
     on the scale of the state. A sample whose residual grows to four times its best drops its
-    memory and takes a plain step from its best iterate.
+    memory and takes a plain step from its best iterate. One whose best residual does not halve in
+    15 evaluations takes plain steps for a while: this ends nilpotent maps, which plain iteration
+    solves in as many steps as their index, and a memory shorter than that index does not. Where it
+    is shorter, up to about three times the evaluations of plain iteration were measured.
 
     Args:
         tolerance: relative residual ``‖f(z) − z‖ / ‖f(z)‖`` at which a sample has converged; never
