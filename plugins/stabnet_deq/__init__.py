@@ -185,8 +185,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     registrar.objective(
         "ibp",
         "stabnet_deq.ibp.objective:IntervalCrossEntropy",
-        summary="certified training: cross entropy of the worst logits that interval bounds "
-        "allow; its accuracy is the verified one",
+        summary="certified training by interval bounds; its accuracy is the verified one",
         reference=(references.INTERVAL_BOUNDS, references.IBP_MONDEQ),
         # The kit's own model has no interval bounds, and without a radius needs none.
         example={"eps": 0.0},

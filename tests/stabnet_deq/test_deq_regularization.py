@@ -252,7 +252,7 @@ def test_training_with_it_lowers_the_spectral_radius():
             in_shape=data.in_shape,
             num_outputs=10,
             backbone={"name": "linear", "width": 16},
-            cell={"name": "deq", "weight_scale": 0.1},
+            cell={"name": "deq", "weight_scale": 0.2},
             solver={"name": "anderson", "tolerance": 1e-3, "max_evaluations": 20},
         )
         objective = JacobianRegularized(weight=weight)
@@ -265,5 +265,5 @@ def test_training_with_it_lowers_the_spectral_radius():
         with torch.no_grad():
             accuracy[weight] = float((m.eval()(x).argmax(1) == y).float().mean())
         radius[weight] = float(spectral_radius(m, x).median())
-    assert radius[0.1] < 0.8 < 1 < radius[0.0]
+    assert radius[0.1] < 0.7 * radius[0.0]
     assert min(accuracy.values()) > 0.9

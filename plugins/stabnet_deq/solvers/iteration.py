@@ -155,6 +155,7 @@ class Progress:
         self._milestone = self._residual
         self._plain_until = torch.zeros_like(self._residual)
         self.stalling = False
+        self._holding = False  # whether finished rows are still in the batch
         self._rows: Tensor | None = None
         self._left: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -168,7 +169,12 @@ class Progress:
         residual = difference / torch.linalg.vector_norm(image.detach(), dim=1)
         looking = self._looking and not self.nfe % self._every
         # Clamping changes whatever has not improved, and NaN is unequal to itself.
-        if looking and self._every == 1 and residual.clamp(max=self._residual).equal(residual):
+        if (
+            looking
+            and self._every == 1
+            and not self._holding
+            and residual.clamp(max=self._residual).equal(residual)
+        ):
             lowest = residual.min().item()
             going = lowest > self._target
             if going or (
@@ -252,7 +258,8 @@ class Progress:
             proposed = torch.where((self._plain_until > self.nfe)[:, None], image, proposed)
         if self._any(self.restart):
             proposed = torch.where(self.restart[:, None], self.best_image, proposed)
-        if self._any(self._settled):
+        self._holding = self._any(self._settled)
+        if self._holding:
             proposed = torch.where(self._settled[:, None], self.best, proposed)
         return proposed
 
