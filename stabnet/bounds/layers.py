@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -210,11 +211,23 @@ def _activation(ulps: int | None = None) -> Bound:
     options = {} if ulps is None else {"ulps": ulps}
 
     def bound(module: nn.Module, lower: Tensor, upper: Tensor, sound: bool) -> Box:
-        if getattr(module, "negative_slope", 0) < 0 or getattr(module, "alpha", 0) < 0:
+        if getattr(module, "negative_slope", 0) < 0:
             raise _refuse(module, "it decreases for negative inputs")
         return monotone_interval(_out_of_place(module), lower, upper, sound=sound, **options)
 
     return bound
+
+
+def _elu(module: nn.ELU, lower: Tensor, upper: Tensor, sound: bool) -> Box:
+    alpha = float(module.alpha)
+    if alpha < 0:
+        raise _refuse(module, "it decreases for negative inputs")
+
+    def exact(x: Tensor) -> Tensor:
+        """Evaluate it by ``expm1``: older versions of torch round ``exp(x) − 1`` near zero."""
+        return torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
+
+    return monotone_interval(exact if sound else _out_of_place(module), lower, upper, sound=sound)
 
 
 def _out_of_place(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -248,7 +261,7 @@ _LAYERS: Mapping[type[nn.Module], Bound] = MappingProxyType(
         nn.Hardtanh: _activation(ulps=0),
         nn.ReLU6: _activation(ulps=0),
         nn.LeakyReLU: _activation(ulps=1),
-        nn.ELU: _activation(),
+        nn.ELU: _elu,
         nn.Sigmoid: _activation(),
         nn.Tanh: _activation(),
         nn.Softplus: _softplus,

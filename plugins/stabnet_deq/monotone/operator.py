@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -15,22 +14,26 @@ __all__ = ["BlockOperator"]
 
 
 @final
-@dataclass(frozen=True)
 class BlockOperator:
     r"""A linear map :math:`W` of states, block-diagonal in a unitary basis up to scale.
 
     A dense matrix is a single block in the basis as it is; a circular convolution has one block
     per frequency. Adjoint, inverse and norm are then those of the blocks.
 
-    Attributes:
+    Args:
         blocks: the blocks, in single precision at least.
         encode: change of basis, ``(batch, *state_shape) → (*frequencies, batch, n)``.
         decode: the way back.
     """
 
-    blocks: Inexact[Tensor, "*frequencies n n"]
-    encode: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor], Tensor]
+    # No dataclass: torch 2.6 compiles none that a program makes and calls.
+    def __init__(
+        self,
+        blocks: Inexact[Tensor, "*frequencies n n"],
+        encode: Callable[[Tensor], Tensor],
+        decode: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.blocks, self.encode, self.decode = blocks, encode, decode
 
     def __call__(self, z: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """Return ``Wz`` for each row."""
@@ -38,13 +41,16 @@ class BlockOperator:
 
     def adjoint(self) -> BlockOperator:
         """Return ``Wᵀ``."""
-        return replace(self, blocks=self.blocks.mH)
+        return self._with(self.blocks.mH)
 
     def resolvent(self, alpha: float) -> BlockOperator:
         """Return ``(I + α(I − W))⁻¹``, well conditioned where ``I − W ⪰ mI``."""
         # Unlike inv, inv_ex does not look at the outcome, which would stall an accelerator.
         matrix = self._identity() + alpha * self._complement()
-        return replace(self, blocks=torch.linalg.inv_ex(matrix).inverse)
+        return self._with(torch.linalg.inv_ex(matrix).inverse)
+
+    def _with(self, blocks: Tensor) -> BlockOperator:
+        return BlockOperator(blocks, self.encode, self.decode)
 
     @torch.no_grad()
     def complement_norm(self) -> float:
@@ -67,7 +73,7 @@ class BlockOperator:
 
     def _double(self) -> BlockOperator:
         wide = torch.promote_types(self.blocks.dtype, torch.float64)
-        return replace(self, blocks=self.blocks.to(wide))
+        return self._with(self.blocks.to(wide))
 
     def _identity(self) -> Tensor:
         return torch.eye(self.blocks.shape[-1], dtype=self.blocks.dtype, device=self.blocks.device)
