@@ -81,11 +81,11 @@ def iterate(
 
     A row is finished when it has converged, or its image is not finite even after a plain step.
     Finished rows stay where they are and, past a share, leave the batch; only where features ``u``
-    come along, since a map
-    without any may close over rows. A row whose residual grows too far starts again from the image
-    of its best iterate. A row that stalls takes plain steps, at least as many as its state has
-    entries, but at most eight times the evaluations so far: where a map is nilpotent, or nearly so,
-    they end what no combination of a few iterates can.
+    come along, since a map without any may close over rows. A row whose residual grows too far
+    starts again from the image of its best iterate. A row that stalls takes plain steps, as many as
+    its state has entries or twice the patience, whichever is more, but at most eight times the
+    evaluations so far: where a map is nilpotent, or nearly so, they end what no combination of a
+    few iterates can.
     """
     progress = Progress(z0, u, control, method)
     device = z0.device.type
