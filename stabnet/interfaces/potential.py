@@ -21,7 +21,8 @@ class Context:
 
     Attributes:
         features: features ``u`` of the input, ``(batch, *feature_shape)``.
-        label: class labels ``(batch,)``, for a supervised potential.
+        label: class labels ``(batch,)`` or target values ``(batch, num_outputs)``, for a supervised
+            potential.
         center: the point where the potential vanishes, ``(batch, *state_shape)`` or broadcastable
             to it; ``None`` for the potential's own center.
         head: the map from states to predictions, for a supervised potential, which owns none.
@@ -102,3 +103,29 @@ class Potential(nn.Module, ABC):
                 return self.value_and_gradient(*copied)
         gradient, value = torch.func.grad(total, has_aux=True)(z)
         return value, gradient
+
+    def value_and_rate(
+        self,
+        z: Float[Tensor, "*batch n"],
+        velocity: Float[Tensor, "*batch n"],
+        context: Context | None = None,
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        r"""Evaluate ``V(z)`` and how fast it changes where the state moves with a velocity.
+
+        .. math:: \dot V = \nabla V(z)^\top \dot z
+
+        With the velocity ``F(t, z, u)`` of a vector field this is the Lie derivative of ``V`` along
+        the field. Override it where it can be had without the whole gradient.
+
+        Args:
+            z: states, as in :meth:`forward`; dimensions of one broadcast.
+            velocity: ``dz/dt``, with the shape of ``z`` after broadcasting.
+            context: as in :meth:`forward`.
+
+        Returns:
+            ``V`` and ``dV/dt``, one value per velocity.
+        """
+        value, gradient = self.value_and_gradient(z, context)
+        ndim = len(self.state_shape)
+        rate = (gradient * velocity).flatten(-ndim).sum(-1)
+        return value.expand_as(rate), rate

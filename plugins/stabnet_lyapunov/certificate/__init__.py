@@ -1,0 +1,1 @@
+"""The certificate of Theorem 3 of [LyaNet], as corrected."""

@@ -1,0 +1,1 @@
+"""Vector fields whose states are meant to converge to the right prediction."""
