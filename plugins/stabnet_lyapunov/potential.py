@@ -1,0 +1,266 @@
+"""The potential of a supervised loss: how wrong the prediction is that a state stands for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stabnet import InvalidInputError, InvalidOptionError
+from stabnet.interfaces import Context, Potential
+
+__all__ = ["Loss", "SupervisedPotential"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""``loss(outputs, targets)``: outputs ``(N, C)`` and targets ``(N, …)`` to one value each."""
+
+Name = Literal["cross_entropy", "squared_error"]
+
+
+@final
+class SupervisedPotential(Potential):
+    r"""The truncated loss of the prediction that a state stands for.
+
+    .. math:: V_y(z) = \max(0,\; \mathrm{loss}(\psi(z), y) - \gamma)
+
+    for any differentiable head :math:`\psi`. It vanishes on a set of states, not at a point: cross
+    entropy does not change when all logits are shifted. That :math:`V` decays thus says that the
+    prediction converges, never that the state does.
+
+    Head and target come with the :class:`stabnet.interfaces.Context` of every call; the potential
+    owns neither. Gradient and rate are closed forms for cross entropy and squared error behind the
+    identity or a linear layer; otherwise the rate is one forward-mode product through the head, and
+    the gradient one reverse-mode product.
+
+    With samples ``z`` of shape ``(1, samples, …)`` that all targets share, the softmax is computed
+    once per state, and nothing of size ``batch × samples × classes²`` is made.
+
+    Args:
+        state_shape: shape of one state.
+        loss: ``"cross_entropy"`` of class labels; ``"squared_error"``, half the squared distance
+            to target values; or a function ``loss(outputs, targets)`` of outputs ``(N, C)`` that
+            gives one nonnegative value each.
+        truncation: :math:`\gamma \ge 0`. Cross entropy vanishes nowhere, so that without it no
+            state is ever right enough.
+
+    Raises:
+        InvalidOptionError: for an unknown loss, or a truncation that is negative or not finite.
+
+    References:
+        [LyaNet] (11).
+    """
+
+    def __init__(
+        self,
+        state_shape: Sequence[int],
+        loss: Name | Loss = "cross_entropy",
+        truncation: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.state_shape = tuple(state_shape)
+        if not callable(loss) and loss not in ("cross_entropy", "squared_error"):
+            raise InvalidOptionError(
+                f"loss={loss!r} is unknown; it is 'cross_entropy', 'squared_error', or a function "
+                "of outputs and targets"
+            )
+        if not 0 <= truncation < math.inf:
+            raise InvalidOptionError(f"truncation={truncation!r} must be finite and at least 0")
+        self.loss = loss
+        self.truncation = float(truncation)
+
+    def forward(
+        self, z: Float[Tensor, "*batch n"], context: Context | None = None
+    ) -> Float[Tensor, "*batch"]:
+        """Evaluate ``V_y(z)``.
+
+        Args:
+            z: states ``(batch, *state_shape)``, or ``(batch or 1, samples, *state_shape)``.
+            context: its ``label``: class labels ``(batch,)``, or target values ``(batch, C)``; and
+                its ``head``: maps states ``(N, *state_shape)`` to outputs ``(N, C)``, or, if it is
+                a linear layer, raveled states; ``None`` for the identity.
+
+        Returns:
+            ``V``, ``(batch,)`` or ``(batch, samples)``.
+
+        Raises:
+            InvalidInputError: if there is no label, or it does not fit.
+        """
+        outputs, target = self._outputs(z, context), _target(context)
+        return self._truncated(self._losses(outputs, target))
+
+    def value_and_gradient(
+        self, z: Float[Tensor, "*batch n"], context: Context | None = None
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch n"]]:
+        r"""Evaluate ``V_y(z)`` and its gradient in ``z``.
+
+        Behind a linear head :math:`\psi(z) = Wz + b` it is :math:`W^\top(\mathrm{softmax} - e_y)`
+        for cross entropy and :math:`W^\top (\psi(z) - y)` for squared error, and 0 where the loss
+        is below the truncation.
+
+        Args:
+            z: states, as in :meth:`forward`; those shared by the batch are taken once per target.
+            context: as in :meth:`forward`.
+
+        Returns:
+            ``V``, and ``∇V`` for each of its values.
+        """
+        target = _target(context)
+        if len(target) > 1 and len(z) == 1:
+            z = z.expand(len(target), *z.shape[1:])
+        weight = _affine(context)
+        if weight is None or callable(self.loss):
+            return super().value_and_gradient(z, context)
+        outputs = self._outputs(z, context)
+        losses = self._losses(outputs, target)
+        if self.loss == "cross_entropy":
+            chosen = F.one_hot(_aligned(target.long(), outputs.ndim - 1), outputs.shape[-1])
+            gradient = outputs.softmax(-1) - chosen.to(outputs.dtype)
+        else:
+            gradient = outputs - _aligned(target, outputs.ndim)
+        gradient = gradient * (losses > self.truncation).unsqueeze(-1)
+        if isinstance(weight, Tensor):
+            gradient = gradient @ weight
+        return self._truncated(losses), gradient.reshape(z.shape)
+
+    def value_and_rate(
+        self,
+        z: Float[Tensor, "*batch n"],
+        velocity: Float[Tensor, "*batch n"],
+        context: Context | None = None,
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        r"""Evaluate ``V_y(z)`` and how fast it changes where the state moves with a velocity.
+
+        For cross entropy :math:`\dot V = \sum_k \mathrm{softmax}(\psi)_k (\dot\psi_k -
+        \dot\psi_y)`, whose terms do not cancel near the target; for squared error
+        :math:`\dot V = (\psi - y)^\top \dot\psi`; with :math:`\dot\psi = \psi'(z)\, \dot z`.
+
+        Args:
+            z: states, as in :meth:`forward`.
+            velocity: ``dz/dt``, ``(batch, *state_shape)`` or ``(batch, samples, *state_shape)``.
+            context: as in :meth:`forward`.
+
+        Returns:
+            ``V`` and ``dV/dt``, ``(batch,)`` or ``(batch, samples)``.
+        """
+        weight, target = _affine(context), _target(context)
+        if weight is None or callable(self.loss):
+            return self._rate_by_jvp(z, velocity, context)
+        outputs = self._outputs(z, context)
+        moved = velocity.flatten(-len(self.state_shape))
+        if isinstance(weight, Tensor):
+            moved = moved @ weight.mT
+        losses = self._losses(outputs, target)
+        if self.loss == "cross_entropy":
+            index = _aligned(target.long(), moved.ndim).expand(*moved.shape[:-1], 1)
+            relative = moved - moved.gather(-1, index)
+            rate = (outputs.softmax(-1) * relative).sum(-1)
+        else:
+            rate = ((outputs - _aligned(target, outputs.ndim)) * moved).sum(-1)
+        return self._truncated(losses), rate * (losses > self.truncation)
+
+    def _rate_by_jvp(
+        self, z: Tensor, velocity: Tensor, context: Context | None
+    ) -> tuple[Tensor, Tensor]:
+        value, rate = torch.func.jvp(
+            lambda states: self(states, context), (z.expand_as(velocity),), (velocity,)
+        )
+        return value, rate
+
+    def _outputs(self, z: Tensor, context: Context | None) -> Tensor:
+        """Return ``ψ(z)``, with the leading dimensions of ``z``."""
+        ndim = len(self.state_shape)
+        if tuple(z.shape[-ndim:]) != self.state_shape or z.ndim - ndim not in (1, 2):
+            wanted = ", ".join(map(str, self.state_shape))
+            raise InvalidInputError(
+                f"the potential takes states (batch, {wanted}) or (batch, samples, {wanted}); "
+                f"got {tuple(z.shape)}"
+            )
+        head = None if context is None else context.head
+        if _affine(context) is not None:
+            raveled = z.flatten(-ndim)
+            return raveled if head is None else head(raveled)
+        assert head is not None
+        outputs: Tensor = head(z.reshape(-1, *self.state_shape))
+        return outputs.reshape(*z.shape[:-ndim], *outputs.shape[1:])
+
+    def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each output against its target."""
+        if self.loss == "cross_entropy":
+            _check_labels(outputs, target)
+            logs = outputs.log_softmax(-1)
+            if outputs.ndim == 3 and len(outputs) == 1:
+                return -logs[0].index_select(-1, target.long()).mT
+            index = _aligned(target.long(), outputs.ndim).expand(*outputs.shape[:-1], 1)
+            return -logs.gather(-1, index).squeeze(-1)
+        lead = (len(target), *outputs.shape[1:-1])
+        if callable(self.loss):
+            wide = target.unsqueeze(1) if outputs.ndim == 3 else target
+            wide = wide.expand(*lead, *target.shape[1:]).flatten(0, len(lead) - 1)
+            losses = self.loss(outputs.expand(*lead, -1).flatten(0, -2), wide)
+            return losses.reshape(lead)
+        _check_values(outputs, target)
+        return 0.5 * (outputs - _aligned(target, outputs.ndim)).square().sum(-1)
+
+    def _truncated(self, losses: Tensor) -> Tensor:
+        return F.relu(losses - self.truncation) if self.truncation else losses
+
+
+def _affine(context: Context | None) -> Tensor | Literal["identity"] | None:
+    """Return the weight of the head if it is linear, ``"identity"``, or ``None`` for any other."""
+    head = None if context is None else context.head
+    if head is None or type(head) is nn.Identity:
+        return "identity"
+    plain = isinstance(head, nn.Linear) and getattr(head.forward, "__func__", 0) is _LINEAR
+    # A hook may change what the layer computes.
+    return head.weight if plain and not (head._forward_hooks or head._forward_pre_hooks) else None  # type: ignore[union-attr]
+
+
+_LINEAR = nn.Linear.forward
+
+
+def _aligned(target: Tensor, ndim: int) -> Tensor:
+    """Give targets the dimensions of the samples, and labels one for the classes too."""
+    if target.ndim == 1:
+        return target.view(-1, *[1] * (ndim - 1))
+    return target.unsqueeze(1) if ndim == 3 else target
+
+
+def _target(context: Context | None) -> Tensor:
+    if context is None or context.label is None:
+        raise InvalidInputError(
+            "a supervised potential needs targets; pass context=Context(label=y, head=model.head)"
+        )
+    return context.label
+
+
+def _check_labels(outputs: Tensor, label: Tensor) -> None:
+    wrong_type = label.is_floating_point() or label.is_complex() or label.dtype == torch.bool
+    if label.ndim != 1 or wrong_type or outputs.shape[0] not in (1, len(label)):
+        raise InvalidInputError(
+            f"class labels are whole numbers ({outputs.shape[0]},), one per input; got "
+            f"{tuple(label.shape)} of {label.dtype}. For target values use "
+            "potential={'name': 'supervised', 'loss': 'squared_error'}"
+        )
+    if label.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        return
+    wrong = label[(label < 0) | (label >= outputs.shape[-1])]
+    if len(wrong):
+        raise InvalidInputError(
+            f"label {wrong[0].item()}, but there are {outputs.shape[-1]} outputs; labels are 0 to "
+            f"{outputs.shape[-1] - 1}"
+        )
+
+
+def _check_values(outputs: Tensor, target: Tensor) -> None:
+    if not target.is_floating_point() or target.shape[1:] != outputs.shape[-1:]:
+        raise InvalidInputError(
+            f"target values are floating-point numbers (batch, {outputs.shape[-1]}); got "
+            f"{tuple(target.shape)} of {target.dtype}. For class labels use loss='cross_entropy'"
+        )
