@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, final
+from typing import Any, Literal, final
 
 import torch
 import torch.utils._pytree as pytree
@@ -54,7 +54,7 @@ class JacobianRegularized(Objective):
         section 4; with signs in place of normal vectors, since they never have more variance.
     """
 
-    dynamics: ClassVar[Literal["any", "flow", "equilibrium"]] = "equilibrium"
+    dynamics: Literal["any", "flow", "equilibrium"] = "equilibrium"
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class JacobianRegularized(Objective):
                 f"the Jacobian is regularized at an equilibrium, but the base objective "
                 f"{type(self.base).__name__} needs a flow; choose another, such as 'cross_entropy'"
             )
-        self.task = self.base.task  # type: ignore[misc]
+        self.task = self.base.task
         self.weight = weight
         self.samples = samples
 

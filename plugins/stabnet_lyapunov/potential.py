@@ -215,9 +215,10 @@ def _affine(context: Context | None) -> Tensor | Literal["identity"] | None:
     head = None if context is None else context.head
     if head is None or type(head) is nn.Identity:
         return "identity"
-    plain = isinstance(head, nn.Linear) and getattr(head.forward, "__func__", 0) is _LINEAR
+    if not isinstance(head, nn.Linear) or getattr(head.forward, "__func__", None) is not _LINEAR:
+        return None
     # A hook may change what the layer computes.
-    return head.weight if plain and not (head._forward_hooks or head._forward_pre_hooks) else None  # type: ignore[union-attr]
+    return None if head._forward_hooks or head._forward_pre_hooks else head.weight
 
 
 _LINEAR = nn.Linear.forward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ class Objective(nn.Module, ABC):
         task: whether targets are class labels or values.
     """
 
-    dynamics: ClassVar[Literal["any", "flow", "equilibrium"]] = "any"
-    task: ClassVar[Literal["classification", "regression"]] = "classification"
+    dynamics: Literal["any", "flow", "equilibrium"] = "any"
+    task: Literal["classification", "regression"] = "classification"
 
     @abstractmethod
     def forward(

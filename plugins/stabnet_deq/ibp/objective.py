@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -57,8 +57,8 @@ class IntervalCrossEntropy(Objective):
         interval bound propagation", 2022.
     """
 
-    dynamics: ClassVar[Literal["any", "flow", "equilibrium"]] = "equilibrium"
-    task: ClassVar[Literal["classification", "regression"]] = "classification"
+    dynamics: Literal["any", "flow", "equilibrium"] = "equilibrium"
+    task: Literal["classification", "regression"] = "classification"
 
     step: Tensor
 

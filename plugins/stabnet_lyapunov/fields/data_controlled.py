@@ -39,7 +39,7 @@ class DataControlledField(VectorField):
       :math:`w = \tfrac1C \sum_k \|c_k - z\|\, \mathrm{softmax}_k((c_k - z)^\top d)`.
 
     States shared by the batch, ``(1, samples, C)``, go through the first layer once, and then
-    through one matrix product with all :math:`W(x)`; corners and their differences are never formed.
+    through one matrix product with all :math:`W(x)`; no corner is ever formed.
 
     Args:
         state_shape: ``(C,)``, one entry per class.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ class CrossEntropy(Objective):
         Szegedy et al., "Rethinking the Inception architecture for computer vision", section 7.
     """
 
-    dynamics: ClassVar[Literal["any", "flow", "equilibrium"]] = "any"
-    task: ClassVar[Literal["classification", "regression"]] = "classification"
+    dynamics: Literal["any", "flow", "equilibrium"] = "any"
+    task: Literal["classification", "regression"] = "classification"
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

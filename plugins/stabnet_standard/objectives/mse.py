@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,8 +20,8 @@ __all__ = ["MeanSquaredError"]
 class MeanSquaredError(Objective):
     """The squared error of the model's outputs, averaged over samples and outputs."""
 
-    dynamics: ClassVar[Literal["any", "flow", "equilibrium"]] = "any"
-    task: ClassVar[Literal["classification", "regression"]] = "regression"
+    dynamics: Literal["any", "flow", "equilibrium"] = "any"
+    task: Literal["classification", "regression"] = "regression"
 
     def __init__(self) -> None:  # nn.Module's own takes any arguments
         super().__init__()
