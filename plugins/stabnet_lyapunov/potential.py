@@ -166,10 +166,12 @@ class SupervisedPotential(Potential):
     def _rate_by_jvp(
         self, z: Tensor, velocity: Tensor, context: Context | None
     ) -> tuple[Tensor, Tensor]:
-        value, rate = torch.func.jvp(
-            lambda states: self(states, context), (z.expand_as(velocity),), (velocity,)
-        )
-        return value, rate
+        def value(states: Tensor) -> Tensor:
+            v: Tensor = self(states, context)
+            return v
+
+        primal, tangent = torch.func.jvp(value, (z.expand_as(velocity),), (velocity,))[:2]
+        return primal, tangent
 
     def _outputs(self, z: Tensor, context: Context | None) -> Tensor:
         """Return ``ψ(z)``, with the leading dimensions of ``z``."""
