@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, final
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .bounds import normalize_interval
 from .checks import check_finite, frozen_batch_statistics
 from .errors import InvalidInputError, InvalidOptionError, UndescribedPartError
+from .flow import Flow
 from .interfaces import Backbone, Dynamics, Features, Guarantee, Guaranteed, Solution, State
 from .plugin import CONFIG_ATTRIBUTE
 from .stack import Stack
@@ -125,7 +126,7 @@ class StabilityModel(nn.Module):
     ) -> tuple[Float[Tensor, "batch outputs"], Solution]:
         """Return the outputs, and what the dynamics did to get there."""
         solution = self.solve(x, times)
-        return self._read(solution.state), solution
+        return self.read(solution.state), solution
 
     def features(self, x: Float[Tensor, "batch ..."]) -> Features:
         """Return the features ``u`` of inputs ``(batch, *in_shape)``."""
@@ -140,25 +141,73 @@ class StabilityModel(nn.Module):
         solution: Solution = self.dynamics(self.features(x), times)
         return solution
 
-    def decode(self, z: State, stage: int | None = None, u: Features = None) -> Tensor:
+    def read(self, state: State) -> Float[Tensor, "batch outputs"]:
+        """Return the outputs that the head reads off a final state."""
+        parts = state if isinstance(state, tuple) else (state,)
+        outputs: Tensor = self.head(torch.cat([p.flatten(1) for p in parts], 1))
+        return outputs
+
+    def decode(
+        self,
+        z: State,
+        stage: int | None = None,
+        u: Features = None,
+        *,
+        skip: Collection[int] = (),
+    ) -> Float[Tensor, "batch outputs"]:
         """Return the outputs that a state leads to, leaving batch-norm statistics alone.
 
         Args:
             z: a state of the dynamics, or of one stage of a stack.
             stage: the stage after which ``z`` is the state; the last if ``None``.
             u: the features, where the remaining stages need them.
+            skip: later stages to leave out. Without those that carry a state on in its own space
+                (flows, residual blocks) what remains reads the state where it is.
 
         Raises:
-            InvalidInputError: if there is no such stage.
+            InvalidInputError: if there is no such stage, or a stage to skip is not after it.
         """
+        stack = self.dynamics if isinstance(self.dynamics, Stack) else None
+        count = 1 if stack is None else len(stack.stages)
+        after = count - 1 if stage is None else stage
+        if not -count <= after < count:
+            raise InvalidInputError(f"there is no stage {stage}; there are {count}")
+        if stack is None and skip:
+            raise InvalidInputError(f"stages {list(skip)} cannot be skipped: there is no stack")
         with frozen_batch_statistics(self):
-            if stage is not None:
-                count = len(self.dynamics.stages) if isinstance(self.dynamics, Stack) else 1
-                if not -count <= stage < count:
-                    raise InvalidInputError(f"there is no stage {stage}; there are {count}")
-                if isinstance(self.dynamics, Stack):
-                    z = self.dynamics.resume(z, stage % count + 1, u).state
-            return self._read(z)
+            if stack is not None:
+                z = stack.resume(z, after % count + 1, u, skip=skip).state
+            return self.read(z)
+
+    def velocity(
+        self,
+        t: float | Tensor,
+        z: Float[Tensor, "..."],
+        stage: int | None = None,
+        u: Features = None,
+    ) -> Float[Tensor, "..."]:
+        """Return how fast a flow moves a state, leaving batch-norm statistics alone.
+
+        Args:
+            t: time.
+            z: a state of the flow.
+            stage: the flow's index in a stack; ``None`` if the dynamics is the flow itself.
+            u: what the flow is driven by: the features, or in a stack the state before it. A flow
+                that starts there is driven by nothing else.
+
+        Raises:
+            InvalidInputError: if there is no flow.
+        """
+        stages = self.dynamics.stages if isinstance(self.dynamics, Stack) else None
+        flow = self.dynamics if stages is None or stage is None else stages[stage]
+        if not isinstance(flow, Flow):
+            raise InvalidInputError(
+                f"a {type(flow).__name__} has no velocity; only a flow does"
+                + ("" if stages is None else ". Give its index in the stack as `stage`")
+            )
+        with frozen_batch_statistics(flow):
+            velocity: Tensor = flow.vector_field(t, z, None if flow.initial == "features" else u)
+            return velocity
 
     def guarantees(self) -> list[Guarantee]:
         """Return the guarantees of all parts, as the model stands."""
@@ -190,11 +239,6 @@ class StabilityModel(nn.Module):
         config = getattr(self, CONFIG_ATTRIBUTE, {})
         name = f"{json.dumps(config['name'])}, " if "name" in config else ""
         return f"{name}in_shape={self.in_shape}, num_outputs={self.num_outputs}"
-
-    def _read(self, state: State) -> Tensor:
-        parts = state if isinstance(state, tuple) else (state,)
-        outputs: Tensor = self.head(torch.cat([p.flatten(1) for p in parts], 1))
-        return outputs
 
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.in_shape:

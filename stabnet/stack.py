@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import final
 
 import torch
@@ -49,20 +49,30 @@ class Stack(Dynamics):
             )
         return self.resume(u, 0, u)
 
-    def resume(self, state: State | None, stage: int, u: Features) -> Solution:
+    def resume(
+        self, state: State | None, stage: int, u: Features, *, skip: Collection[int] = ()
+    ) -> Solution:
         """Run the stages from index ``stage`` on.
 
         Args:
             state: the state before that stage.
             stage: index of the first stage to run.
             u: the features that the stack was given.
+            skip: indices of stages to leave out, as if they were the identity.
+
+        Returns:
+            The final state, and one solution for each stage that ran.
+
+        Raises:
+            InvalidInputError: if a stage to skip is none of those that would run.
         """
+        self._check_skipped(skip, stage)
         solutions: list[Solution] = []
-        for module in self.stages[stage:]:
-            out = module(state) if isinstance(module, Dynamics) else module(state, u)
-            solution = out if isinstance(out, Solution) else Solution(state=out)
-            solutions.append(solution)
-            state = solution.state
+        for index in range(stage, len(self.stages)):
+            if index in skip:
+                continue
+            solutions.append(self.advance(state, index, u))
+            state = solutions[-1].state
         assert state is not None
         residuals = [s.residual for s in solutions if s.residual is not None]
         converged = [s.converged for s in solutions if s.converged is not None]
@@ -73,3 +83,38 @@ class Stack(Dynamics):
             converged=torch.stack(converged).all(0) if converged else None,
             stages=tuple(solutions),
         )
+
+    def advance(
+        self,
+        state: State | None,
+        stage: int,
+        u: Features,
+        times: Sequence[float] | Float[Tensor, " times"] | None = None,
+    ) -> Solution:
+        """Run one stage.
+
+        Args:
+            state: the state before it.
+            stage: its index.
+            u: the features that the stack was given.
+            times: where the trajectory of a flow is wanted; ``None`` for its default interval.
+
+        Raises:
+            InvalidInputError: if ``times`` are given for a block, which has none.
+        """
+        module = self.stages[stage]
+        if isinstance(module, Dynamics):
+            solution: Solution = module(state, times)
+            return solution
+        if times is not None:
+            raise InvalidInputError(f"stage {stage} is a {type(module).__name__}: it has no time")
+        out = module(state, u)
+        return out if isinstance(out, Solution) else Solution(state=out)
+
+    def _check_skipped(self, skip: Collection[int], first: int) -> None:
+        wrong = [index for index in skip if not first <= index < len(self.stages)]
+        if wrong:
+            raise InvalidInputError(
+                f"stages {wrong} cannot be skipped; those to come are "
+                f"{list(range(first, len(self.stages)))}"
+            )

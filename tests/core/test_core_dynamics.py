@@ -239,6 +239,28 @@ def test_stack_runs_its_stages_in_order_and_reports_each():
     assert solution.converged is None
 
 
+def test_a_stack_resumes_without_the_stages_it_is_to_skip():
+    flow = Flow(_Decay(), stabnet.build("euler", kind="integrator", step_size=0.5), "features")
+    stack = Stack([flow, _Double(), flow])
+    u = torch.randn(4, 3)
+    solution = stack.resume(u, 0, u, skip=(0, 2))
+    torch.testing.assert_close(solution.state, 3 * u)
+    assert len(solution.stages) == 1
+    torch.testing.assert_close(stack.resume(u, 0, u, skip=range(3)).state, u)
+    with pytest.raises(InvalidInputError, match=r"\[0\] cannot be skipped.*\[1, 2\]"):
+        stack.resume(u, 1, u, skip=(0,))
+
+
+def test_a_stack_advances_by_one_stage_through_times_of_a_flow():
+    flow = Flow(_Decay(), stabnet.build("euler", kind="integrator", step_size=0.5), "features")
+    stack, u = Stack([flow, _Double()]), torch.randn(4, 3)
+    solution = stack.advance(u, 0, u, (0.0, 0.5, 1.0))
+    torch.testing.assert_close(solution.states, torch.stack([u, u / 2, u / 4]))
+    torch.testing.assert_close(stack.advance(u, 1, u).state, 3 * u)
+    with pytest.raises(InvalidInputError, match="_Double: it has no time"):
+        stack.advance(u, 1, u, (0.0, 1.0))
+
+
 def test_arguments_that_make_no_sense_are_refused():
     flow = Flow(_Decay(), stabnet.build("euler", kind="integrator"), "features")
     with pytest.raises(InvalidInputError, match="needs them of shape"):

@@ -10,7 +10,8 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 import stabnet
-from stabnet import InvalidInputError, InvalidOptionError, StabilityModel
+from stabnet import Flow, InvalidInputError, InvalidOptionError, StabilityModel, Stack
+from stabnet.interfaces import Block, VectorField
 
 
 def _model(name: str = "lyadeq", **options):
@@ -67,6 +68,66 @@ def test_decode_continues_from_any_stage_without_touching_statistics():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with pytest.raises(InvalidInputError, match="no stage 2; there are 2"):
         model.decode(solution.state, stage=2)
+
+
+class _Scale(Block):
+    """Multiplies the state; counts the batches that it saw in a normalization of its own."""
+
+    state_shape = (4,)
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.norm = factor, nn.BatchNorm1d(4)
+
+    def forward(self, z, u=None):
+        self.norm(z)
+        return self.factor * z
+
+
+def _stacked(*stages):
+    backbone = stabnet.build("identity", kind="backbone", in_shape=(4,))
+    return StabilityModel((4,), 4, backbone, Stack(stages), nn.Identity())
+
+
+def test_decode_skips_stages_without_touching_statistics():
+    model = _stacked(_Scale(2.0), _Scale(3.0), _Scale(5.0), _Scale(7.0))
+    z = torch.randn(3, 4)
+    for skip, factor in (((), 105.0), ((1,), 35.0), ((2, 3), 3.0), ({1, 2, 3}, 1.0)):
+        torch.testing.assert_close(model.decode(z, 0, skip=skip), factor * z)
+    torch.testing.assert_close(model.decode(z, -2, skip=[3]), z)
+    assert all(s.norm.num_batches_tracked == 0 for s in model.dynamics.stages)
+    for stage, skip in ((1, (1,)), (0, (4,)), (None, (3,)), (0, (-1,))):
+        with pytest.raises(InvalidInputError, match="cannot be skipped"):
+            model.decode(z, stage, skip=skip)
+    with pytest.raises(InvalidInputError, match="no stack"):
+        _model("deq").decode(torch.zeros(2, 8), skip=(0,))
+
+
+class _Normalized(VectorField):
+    state_shape, feature_shape = (4,), (4,)
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, t, z, u=None):
+        return t * self.norm(z) + (0 if u is None else u)
+
+
+@pytest.mark.parametrize("initial", ["features", "zeros"])
+def test_velocity_is_that_of_the_flow_and_leaves_statistics_alone(initial):
+    flow = Flow(_Normalized(), stabnet.build("euler", kind="integrator", step_size=1.0), initial)
+    z, u = torch.randn(5, 4), torch.randn(5, 4)
+    expected = (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() / 2
+    expected = expected if initial == "features" else expected + u
+    alone = StabilityModel((4,), 4, _stacked(flow).backbone, flow, nn.Identity())
+    torch.testing.assert_close(alone.velocity(0.5, z, u=u), expected)
+    stacked = _stacked(_Scale(2.0), flow)
+    torch.testing.assert_close(stacked.velocity(0.5, z, 1, u), expected)
+    assert flow.vector_field.norm.num_batches_tracked == 0
+    for stage, words in ((0, "_Scale has no velocity"), (None, "its index in the stack")):
+        with pytest.raises(InvalidInputError, match=words):
+            stacked.velocity(0.5, z, stage, u)
 
 
 def test_config_is_plain_data_and_rebuilds_the_model():
