@@ -15,6 +15,7 @@ __all__ = [
     "BoundsEquilibria",
     "BoundsIntervals",
     "BoundsLipschitz",
+    "FixedStep",
     "FusedInvertible",
     "Guaranteed",
     "Invertible",
@@ -92,6 +93,17 @@ class BoundsEquilibria(Protocol):
         else they are differentiable, and hold to the tolerance of the solve.
         """
         ...
+
+
+@runtime_checkable
+class FixedStep(Protocol):
+    """An integrator whose steps have a fixed size, which is read anew at every call.
+
+    Attributes:
+        step_size: the longest step; assigning another takes effect at the next call.
+    """
+
+    step_size: float
 
 
 @runtime_checkable

@@ -6,13 +6,16 @@ from .fit import fit
 from .metrics import NonFiniteLossError
 from .protocol import DatasetInfo, TrainingData
 from .result import FitResult
+from .step_size import StepSizeSensitivity, step_size_sensitivity
 
 __all__ = [
     "DatasetInfo",
     "FitResult",
     "NonFiniteLossError",
+    "StepSizeSensitivity",
     "TrainingData",
     "evaluate",
     "fit",
+    "step_size_sensitivity",
     "usable_device",
 ]

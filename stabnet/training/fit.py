@@ -32,6 +32,7 @@ from .report import write_report
 from .result import FitResult
 from .run_folder import RunFolder
 from .state import random_state_restored, read_state, write_state
+from .step_size import step_size_sensitivity
 
 __all__ = ["fit"]
 
@@ -60,8 +61,9 @@ def fit(
 
     After each epoch the model is validated, and a checkpoint is written from which a killed run
     resumes: on the CPU to the bit-identical result. At the end the model holds the weights of the
-    best validation epoch, is evaluated on the test set once, and is on the training's device;
-    modes of modules and states of global random generators are as they were before.
+    best validation epoch, is evaluated on the test set once (the first 2000 samples again at a
+    tenth of the steps, if it has fixed-step integrators), and is on the training's device; modes
+    of modules and states of global random generators are as they were before.
 
     Args:
         model: the model, usually a :class:`stabnet.StabilityModel`.
@@ -190,6 +192,9 @@ class _Training:
         """Restore the best weights, test them, and write the record."""
         self.ledger.restore_best(self.model)
         test = self._evaluate("test")
+        step_size = step_size_sensitivity(
+            self.model, self.loaders["test"], accelerator=self.accelerator
+        )
         result = FitResult(
             model=self.model,
             history=tuple(self.ledger.history),
@@ -197,6 +202,7 @@ class _Training:
             metric=self.ledger.metric,
             best_validation=self.ledger.best_value,
             test=test,
+            step_size=step_size,
             seconds=self.ledger.seconds,
             complete=self.ledger.epochs == epochs,
             run_dir=self.folder.path,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..interfaces import Guarantee, Guaranteed
+from ..interfaces import Guarantee, Guaranteed, Integrator
 from .result import FitResult
 
 __all__ = ["write_report"]
@@ -24,6 +24,7 @@ def write_report(result: FitResult, config: Mapping[str, Any], described: bool) 
         _summary(result, config),
         _evaluation(result),
         _solves(result),
+        _step_size(result),
         _data(config),
         _training(result, config),
         _guarantees(result),
@@ -114,6 +115,41 @@ def _solves(result: FitResult) -> str:
             "implicit gradient that assumes an equilibrium is inexact"
         )
     return "\n".join(lines)
+
+
+def _step_size(result: FitResult) -> str:
+    title = "## Step size"
+    found = result.step_size
+    if found is None:
+        integrators = (m for m in result.model.modules() if isinstance(m, Integrator))
+        kinds = ", ".join(sorted({type(m).__name__ for m in integrators}))
+        reason = (
+            f"the integrators ({kinds}) have no fixed step size; adaptive ones choose their own"
+            if kinds
+            else "the model has no integrator whose steps could be refined"
+        )
+        return f"{title}\n\nNot compared: {reason}."
+    sizes = ", ".join(f"`{name}` {size:g}" for name, size in found.step_sizes.items())
+    rows = [("evaluations per batch (nfe)", _number(found.nfe), _number(found.refined_nfe))]
+    changes = (
+        f"Outputs change by {_percent(found.mean_change)} in the mean and by "
+        f"{_percent(found.largest_change)} at most, relative to the root mean square of their norm."
+    )
+    if found.accuracy is not None:
+        rows.insert(0, ("accuracy", _percent(found.accuracy), _percent(found.refined_accuracy)))
+        changes = f"The predicted class of {_percent(found.changed)} changes. {changes}"
+    header = ("", "at these steps", f"at steps divided by {found.factor:g}")
+    lines = [
+        f"Longest steps: {sizes}. On the first {found.samples} test samples:",
+        _table(header, rows),
+        changes,
+    ]
+    if found.depends_on_step:
+        lines.append(
+            "**The result depends on the step size**: it belongs to these steps and not to the "
+            "flow. Train and evaluate with smaller steps, or with an adaptive integrator."
+        )
+    return "\n\n".join([title, *lines])
 
 
 def _data(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,8 @@ from typing import Literal, final
 
 from torch import nn
 
+from .step_size import StepSizeSensitivity
+
 __all__ = ["FitResult"]
 
 
@@ -24,6 +26,8 @@ class FitResult:
         metric: what decided the best epoch: the highest ``"accuracy"`` or the lowest ``"loss"``.
         best_validation: the value of that metric on the validation set, at the best epoch.
         test: metrics of the model on the test set.
+        step_size: what finer steps would change on the first test samples; ``None`` for a model
+            without fixed-step integrators.
         seconds: wall time of training and validation, summed over resumed runs.
         complete: whether all epochs were run; false if the time limit cut training short.
         run_dir: the run folder.
@@ -38,6 +42,7 @@ class FitResult:
     metric: Literal["accuracy", "loss"]
     best_validation: float
     test: Mapping[str, float]
+    step_size: StepSizeSensitivity | None
     seconds: float
     complete: bool
     run_dir: Path

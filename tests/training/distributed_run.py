@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from test_training_step_size import batches, euler, flow, make
 from training_stand_ins import OPTIONS, Loss, TinyData, make_model
 
-from stabnet.training import evaluate, fit
+from stabnet.training import evaluate, fit, step_size_sensitivity
 from stabnet.training.accelerator import make_accelerator
 
 if __name__ == "__main__":
@@ -21,6 +23,11 @@ if __name__ == "__main__":
     # 21 samples in batches of 4: six batches, the last of one sample.
     loader = data.loader("test", batch_size=4, shuffle=False, augment=False)
     evaluated = evaluate(make_model(), loader, Loss(), accelerator=accelerator)
+    flows = make(flow(euler()))
+    # 17 samples in batches of 4: the first process has three batches, the second two.
+    refined = step_size_sensitivity(
+        flows, batches(batch_size=4), samples=17, accelerator=accelerator
+    )
     options = {**OPTIONS, "batch_size": 4, "objective": Loss(), "run_dir": folder / "run"}
     cut = fit(make_model(), data, **options, time_limit=1e-6)
     result = fit(make_model(), data, **options, resume=True)
@@ -28,6 +35,7 @@ if __name__ == "__main__":
     out = {
         "processes": accelerator.num_processes,
         "evaluated": evaluated,
+        "refined": asdict(refined),
         "cut": cut.complete,
         "steps": len(cut.history),
         "resumed_like_whole": all(

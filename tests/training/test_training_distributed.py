@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from test_training_step_size import batches, euler, flow, make
 from training_stand_ins import Loss, TinyData, make_model
 
-from stabnet.training import evaluate
+from stabnet.training import evaluate, step_size_sensitivity
 
 
 @pytest.mark.slow
@@ -46,5 +48,8 @@ def test_two_processes_evaluate_exactly_and_agree_on_weights_and_resume(tmp_path
     loader = TinyData().loader("test", batch_size=21, shuffle=False, augment=False)
     alone = evaluate(make_model(), loader, Loss())
     assert first["evaluated"] == pytest.approx(alone, rel=1e-6)
+    refined = asdict(step_size_sensitivity(make(flow(euler())), batches(), samples=17))
+    assert first["refined"].pop("step_sizes") == refined.pop("step_sizes")
+    assert first["refined"] == pytest.approx(refined, rel=1e-6)
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["training"]["processes"] == 2
