@@ -18,6 +18,7 @@ from .affine import (
     conv2d_interval,
     linear_interval,
     normalize_interval,
+    product_interval,
 )
 from .boxes import NoBoundError, add_interval, ball, check_box
 from .layers import affine_parameters, interval
@@ -39,6 +40,7 @@ __all__ = [
     "linear_interval",
     "monotone_interval",
     "normalize_interval",
+    "product_interval",
     "round_down",
     "round_up",
     "softplus_interval",

@@ -19,6 +19,7 @@ __all__ = [
     "conv2d_interval",
     "linear_interval",
     "normalize_interval",
+    "product_interval",
 ]
 
 Bilinear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -78,6 +79,41 @@ def bilinear_interval(
         # Partial sums that overflowed tell nothing of the sum.
         known = image.isfinite() & ~spread.isnan()
         return known_where(known, round_down(image - spread), round_up(image + spread))
+
+
+def product_interval(
+    apply: Bilinear,
+    x: tuple[Float[Tensor, "..."], Float[Tensor, "..."]],
+    weight: tuple[Float[Tensor, "..."], Float[Tensor, "..."]],
+    *,
+    terms: int,
+    sound: bool = False,
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    r"""Return bounds of :math:`Wx` where both lie in boxes.
+
+    With the center :math:`M` and the radius :math:`R` of the box of :math:`W` they are those of
+    :math:`Mx`, see :func:`bilinear_interval`, widened by :math:`R \max |x|`.
+
+    Args:
+        apply: computes ``Wx`` from ``(x, W, None)``, as of :func:`bilinear_interval`.
+        x: lower and upper bounds of ``x``.
+        weight: lower and upper bounds of ``W``.
+        terms: the most products that are summed for one output.
+        sound: round outwards in float64; see :mod:`stabnet.bounds`.
+    """
+    if not sound:
+        center, radius = (weight[0] + weight[1]) / 2, (weight[1] - weight[0]) / 2
+        lower, upper = bilinear_interval(apply, *x, center, terms=terms)
+        spread = apply(torch.maximum(x[0].abs(), x[1].abs()), radius, None)
+        return lower - spread, upper + spread
+    with torch.no_grad():
+        x, weight = in_double(*x), in_double(*weight)  # type: ignore[assignment]
+        center = (weight[0] + weight[1]) / 2
+        radius = round_up(torch.maximum(weight[1] - center, center - weight[0]))
+        lower, upper = bilinear_interval(apply, *x, center, terms=terms, sound=True)
+        spread = apply(torch.maximum(x[0].abs(), x[1].abs()), radius, None)
+        spread = round_up(round_up(spread * (1 + 4 * gamma(terms))) + 4 * terms * TINY)
+        return known_where(~spread.isnan(), round_down(lower - spread), round_up(upper + spread))
 
 
 def linear_interval(

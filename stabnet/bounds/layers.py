@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .affine import batch_norm_interval, conv2d_interval, linear_interval
-from .boxes import Box, NoBoundError, check_box, in_double
+from .boxes import Box, NoBoundError, check_box, in_double, known_where, ordered
 from .monotone import monotone_interval, softplus_interval
 from .rounding import TINY, gamma, round_down, round_up
 
@@ -36,8 +36,8 @@ def interval(
     A module bounds itself where it has a method ``interval(lower, upper, *, sound=False)``, or
     ``affine()`` returning ``(weight, bias)`` of the map ``z ↦ Wz + b`` that it computes. Torch's
     own layers are bounded here: linear, two-dimensional convolution, batch normalization in eval
-    mode, ReLU and other activations that do not decrease, pooling, flatten, dropout in eval mode
-    and sequences of all these.
+    mode, PReLU, ReLU and other activations that do not decrease, pooling, flatten, dropout in eval
+    mode and sequences of all these.
 
     Sound bounds may be infinite, going in and coming out: then nothing is known of that entry.
 
@@ -235,6 +235,22 @@ def _out_of_place(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return (lambda x: module(x.clone())) if inplace else module
 
 
+def _prelu(module: nn.PReLU, lower: Tensor, upper: Tensor, sound: bool) -> Box:
+    slope: Tensor = module.weight
+    if sound:
+        lower, upper, slope = in_double(lower, upper, slope)
+    if slope.numel() > 1:
+        slope = slope.view(-1, *[1] * (lower.ndim - 2))
+    a, b = (torch.where(x < 0, slope * x, x) for x in (lower, upper))
+    least, most = ordered(a, b)
+    # Where the slope is negative the function turns at zero, its least value there.
+    least = torch.where((lower < 0) & (upper > 0), least.clamp(max=0), least)
+    if not sound:
+        return least, most
+    known = ~(a.isnan() | b.isnan())
+    return known_where(known, round_down(least) - TINY, round_up(most) + TINY)
+
+
 def _softplus(module: nn.Softplus, lower: Tensor, upper: Tensor, sound: bool) -> Box:
     if module.beta <= 0 or module.threshold < 0:
         raise _refuse(module, "beta must be positive and threshold at least 0")
@@ -261,6 +277,7 @@ _LAYERS: Mapping[type[nn.Module], Bound] = MappingProxyType(
         nn.Hardtanh: _activation(ulps=0),
         nn.ReLU6: _activation(ulps=0),
         nn.LeakyReLU: _activation(ulps=1),
+        nn.PReLU: _prelu,
         nn.ELU: _elu,
         nn.Sigmoid: _activation(),
         nn.Tanh: _activation(),

@@ -21,6 +21,7 @@ from stabnet.bounds import (
     interval,
     linear_interval,
     normalize_interval,
+    product_interval,
 )
 from stabnet.errors import InvalidInputError, InvalidOptionError
 
@@ -55,6 +56,45 @@ def test_sound_linear_bounds_contain_the_exact_image(weight, a, b, bias):
     ]
     assert Fraction(lower.item()) <= sum(map(min, products)) + Fraction(bias)
     assert Fraction(upper.item()) >= sum(map(max, products)) + Fraction(bias)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_bounds_of_an_uncertain_product_contain_every_product_and_hold_their_size(sound):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 4, generator=generator, dtype=DOUBLE).sort(0).values
+    weight = torch.randn(2, 3, 6, 4, generator=generator, dtype=DOUBLE).sort(0).values
+
+    def apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return x @ weight.mT
+
+    lower, upper = product_interval(apply, tuple(x), tuple(weight), terms=4, sound=sound)
+    ends = x[:, None, ..., None], weight.mT[None, :, :, None]
+    products = (ends[0] * ends[1]).flatten(0, 1)  # of all four pairs of ends
+    least, most = products.amin(0).sum(-2), products.amax(0).sum(-2)
+    assert bool((lower <= least + 1e-12).all())
+    assert bool((upper >= most - 1e-12).all())
+    # With the width of x none, the bounds are attained.
+    lower, upper = product_interval(apply, (x[0], x[0]), tuple(weight), terms=4, sound=sound)
+    ends = x[0, :, :, :, None] * weight.mT[:, :, None]
+    torch.testing.assert_close(lower, ends.amin(0).sum(-2), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(upper, ends.amax(0).sum(-2), rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(vectors(3), vectors(3), vectors(3), vectors(3), st.lists(st.floats(0, 1), min_size=6))
+def test_sound_bounds_of_an_uncertain_product_contain_the_exact_one(a, b, c, d, shares):
+    boxes = [torch.tensor([p, q], dtype=DOUBLE).sort(0).values for p, q in ((a, b), (c, d))]
+    points = [
+        (box[0] + (box[1] - box[0]) * share).clamp(*box).tolist()
+        for box, share in zip(boxes, torch.tensor(shares[:6]).view(2, 3), strict=True)
+    ]
+    exact = sum(Fraction(p) * Fraction(q) for p, q in zip(*points, strict=True))
+
+    def apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return (x * weight).sum(-1)
+
+    lower, upper = product_interval(apply, tuple(boxes[0]), tuple(boxes[1]), terms=3, sound=True)
+    assert Fraction(lower.item()) <= exact <= Fraction(upper.item())
 
 
 def test_only_sound_bounds_contain_a_sum_that_cancels():

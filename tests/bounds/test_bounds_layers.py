@@ -51,7 +51,17 @@ AFFINE = [
     nn.Identity(),
     nn.Dropout(0.5).eval(),
 ]
+
+
 # One pixel may enter a window twice, which bounds take for two.
+def slopes(*values: float) -> nn.PReLU:
+    """Return a PReLU with the given slopes."""
+    layer = nn.PReLU(len(values))
+    layer.weight.data = torch.tensor(values)
+    return layer
+
+
+TURNING = [slopes(-0.5), slopes(0.3, -2.0, 0.0, 1.5)]
 REPEATING = [
     nn.Conv2d(4, 2, 3, padding=2, stride=2, padding_mode="reflect"),
     nn.Conv2d(4, 2, 3, padding="same", padding_mode="replicate"),
@@ -61,6 +71,7 @@ OTHERS = [
     nn.ReLU(inplace=True),
     nn.ReLU6(),
     nn.LeakyReLU(0.2),
+    nn.PReLU().double(),
     nn.Hardtanh(-0.5, 0.1),
     nn.Tanh(),
     nn.Sigmoid(),
@@ -105,7 +116,7 @@ def test_bounds_of_affine_layers_are_those_of_their_matrix(layer, sound):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-@pytest.mark.parametrize("layer", AFFINE + REPEATING + OTHERS, ids=str)
+@pytest.mark.parametrize("layer", AFFINE + REPEATING + TURNING + OTHERS, ids=str)
 def test_bounds_contain_the_image_of_every_point(layer, dtype):
     layer = copy.deepcopy(layer).to(dtype)
     lower, upper = box(IMAGE, dtype=dtype)
@@ -130,6 +141,17 @@ def test_bounds_of_monotone_layers_are_attained(layer):
         found = interval(layer, lower, upper, sound=sound)
         for bound, end in zip(found, (lower, upper), strict=True):
             torch.testing.assert_close(bound, layer(end.clone()), rtol=1e-13, atol=1e-13)
+
+
+def test_bounds_of_a_prelu_that_turns_are_its_least_and_greatest_value():
+    lower, upper = box(IMAGE)
+    x = torch.lerp(lower, upper, torch.linspace(0, 1, 4001, dtype=DOUBLE).view(-1, 1, 1, 1, 1))
+    for layer in TURNING:
+        images = copy.deepcopy(layer).double()(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        for sound in (False, True):
+            least, most = interval(copy.deepcopy(layer).double(), lower, upper, sound=sound)
+            torch.testing.assert_close(least, images.amin(0), rtol=0, atol=1e-3)
+            torch.testing.assert_close(most, images.amax(0), rtol=1e-13, atol=1e-13)
 
 
 def small_network() -> nn.Sequential:
