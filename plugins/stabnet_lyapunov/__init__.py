@@ -10,35 +10,49 @@ import stabnet
 from . import references
 
 _LAZY = {
+    "AveragePool": ".blocks",
     "Ball": ".samplers",
     "DataControlledField": ".fields.data_controlled",
     "GainSchedule": ".objectives.schedules",
     "Hypercube": ".samplers",
     "LyapunovMonteCarlo": ".objectives.monte_carlo",
+    "LyapunovPathIntegral": ".objectives.path_integral",
+    "PiecewiseConvField": ".fields.piecewise_conv",
     "RateSchedule": ".objectives.schedules",
+    "Residual": ".blocks",
     "Sampler": ".samplers",
+    "Stitch": ".blocks",
     "SupervisedPotential": ".potential",
     "Trajectory": ".samplers",
     "ball_radius": ".samplers",
+    "continuous_net": ".models.continuous_net",
     "hypercube_size": ".samplers",
     "lyanet": ".models.lyanet",
     "neural_ode": ".models.lyanet",
+    "resnet18": ".models.resnet18",
 }
 
 __all__ = [
+    "AveragePool",
     "Ball",
     "DataControlledField",
     "GainSchedule",
     "Hypercube",
     "LyapunovMonteCarlo",
+    "LyapunovPathIntegral",
+    "PiecewiseConvField",
     "RateSchedule",
+    "Residual",
     "Sampler",
+    "Stitch",
     "SupervisedPotential",
     "Trajectory",
     "ball_radius",
+    "continuous_net",
     "hypercube_size",
     "lyanet",
     "neural_ode",
+    "resnet18",
     "stabnet_register",
 ]
 
@@ -99,4 +113,52 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
             "num_outputs": 3,
             "backbone": {"name": "linear", "width": 16},
         },
+    )
+    registrar.block(
+        "stitch",
+        "stabnet_lyapunov.blocks:Stitch",
+        summary="joins the states of two flows on different grids",
+        reference=references.CONTINUOUS_NET,
+        example={"state_shape": (2, 5, 4), "channels": 3, "stride": 2},
+    )
+    registrar.block(
+        "residual",
+        "stabnet_lyapunov.blocks:Residual",
+        summary="residual block of ResNet-18",
+        reference=references.RESNET,
+        example={"state_shape": (2, 5, 4)},
+    )
+    registrar.block(
+        "average_pool",
+        "stabnet_lyapunov.blocks:AveragePool",
+        summary="average over the grid",
+        example={"state_shape": (2, 5, 4)},
+    )
+    registrar.vector_field(
+        "piecewise_conv",
+        "stabnet_lyapunov.fields.piecewise_conv:PiecewiseConvField",
+        summary="residual block as a field, with weights piecewise constant in time",
+        reference=references.CONTINUOUS_NET,
+        example={"state_shape": (2, 5, 4)},
+    )
+    registrar.objective(
+        "lyapunov_path_integral",
+        "stabnet_lyapunov.objectives.path_integral:LyapunovPathIntegral",
+        summary="Lyapunov loss along the model's own trajectory",
+        reference=references.LYANET,
+        example={"points": 3, "kappa": 1.0},
+    )
+    registrar.model(
+        "continuous_net",
+        "stabnet_lyapunov.models.continuous_net:continuous_net",
+        summary="continuous-in-depth network: flows joined by stitches",
+        reference=(references.CONTINUOUS_NET, references.LYANET),
+        example={"in_shape": (1, 8, 8), "num_outputs": 3, "channels": (2, 3), "pieces": 2},
+    )
+    registrar.model(
+        "resnet18",
+        "stabnet_lyapunov.models.resnet18:resnet18",
+        summary="ResNet-18 as a discrete-time system of residual blocks",
+        reference=references.RESNET,
+        example={"in_shape": (1, 8, 8), "num_outputs": 3},
     )

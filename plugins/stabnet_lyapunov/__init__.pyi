@@ -1,9 +1,16 @@
 import stabnet
 
+from .blocks import AveragePool as AveragePool
+from .blocks import Residual as Residual
+from .blocks import Stitch as Stitch
 from .fields.data_controlled import DataControlledField as DataControlledField
+from .fields.piecewise_conv import PiecewiseConvField as PiecewiseConvField
+from .models.continuous_net import continuous_net as continuous_net
 from .models.lyanet import lyanet as lyanet
 from .models.lyanet import neural_ode as neural_ode
+from .models.resnet18 import resnet18 as resnet18
 from .objectives.monte_carlo import LyapunovMonteCarlo as LyapunovMonteCarlo
+from .objectives.path_integral import LyapunovPathIntegral as LyapunovPathIntegral
 from .objectives.schedules import GainSchedule as GainSchedule
 from .objectives.schedules import RateSchedule as RateSchedule
 from .potential import SupervisedPotential as SupervisedPotential
@@ -15,19 +22,26 @@ from .samplers import ball_radius as ball_radius
 from .samplers import hypercube_size as hypercube_size
 
 __all__ = [
+    "AveragePool",
     "Ball",
     "DataControlledField",
     "GainSchedule",
     "Hypercube",
     "LyapunovMonteCarlo",
+    "LyapunovPathIntegral",
+    "PiecewiseConvField",
     "RateSchedule",
+    "Residual",
     "Sampler",
+    "Stitch",
     "SupervisedPotential",
     "Trajectory",
     "ball_radius",
+    "continuous_net",
     "hypercube_size",
     "lyanet",
     "neural_ode",
+    "resnet18",
     "stabnet_register",
 ]
 
