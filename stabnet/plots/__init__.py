@@ -1,7 +1,21 @@
 """Figures, made with matplotlib's object API: no display, no global state."""
 
 from .accuracy import AccuracyCurve, accuracy_curves
+from .boundaries import decision_boundaries
+from .convergence import ConvergenceCurve, convergence_curves
 from .figures import save_figure
+from .phase import phase_portrait
 from .training import training_curves
+from .violation import violation_map
 
-__all__ = ["AccuracyCurve", "accuracy_curves", "save_figure", "training_curves"]
+__all__ = [
+    "AccuracyCurve",
+    "ConvergenceCurve",
+    "accuracy_curves",
+    "convergence_curves",
+    "decision_boundaries",
+    "phase_portrait",
+    "save_figure",
+    "training_curves",
+    "violation_map",
+]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..errors import InvalidInputError
 from ..files import replacing
 
-__all__ = ["new_figure", "save_figure"]
+__all__ = ["new_figure", "new_planes", "save_figure"]
 
 
 def new_figure(panels: int = 1) -> tuple[Figure, list[Axes]]:
@@ -27,6 +27,28 @@ def new_figure(panels: int = 1) -> tuple[Figure, list[Axes]]:
     for panel in axes:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def new_planes(
+    rows: int = 1, columns: int = 1, size: float = 3.6, beside: float = 0.0
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with square panels for parts of a plane, on the Agg canvas.
+
+    Args:
+        rows: how many, at least 1.
+        columns: how many, at least 1.
+        size: side of a panel, in inches.
+        beside: room beside them, for a color bar, in inches.
+    """
+    figure = Figure(
+        figsize=(size * columns + 0.5 + beside, size * rows + 0.6), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = [
+        [figure.add_subplot(rows, columns, i * columns + j + 1) for j in range(columns)]
+        for i in range(rows)
+    ]
     return figure, axes
 
 
