@@ -19,7 +19,7 @@ class Ledger:
 
     Args:
         task: for classification the highest accuracy is best, and of equals the lowest loss; for
-            regression the lowest loss.
+            regression the lowest loss. Of epochs equal in that, the last.
     """
 
     def __init__(self, task: str) -> None:
@@ -45,7 +45,8 @@ class Ledger:
         """Add an epoch; return whether it is the best so far.
 
         Of epochs with equal accuracy, of which a small validation set sees many, the one with the
-        lowest validation loss is best; of epochs equal in both, the first.
+        lowest validation loss is best. Of epochs equal in both it is the last: a loss with a hinge
+        soon is exactly zero on the validation set, and training goes on.
         """
         better = not self.best_epoch or self._improves(record)
         self.history.append(record)
@@ -64,7 +65,7 @@ class Ledger:
             # Accuracies are counts over a count, up to rounding in their accumulation.
             if abs(gain) > 1e-6:
                 return gain > 0
-        return record["validation_loss"] < best["validation_loss"]
+        return record["validation_loss"] <= best["validation_loss"]
 
     def restore_best(self, model: nn.Module) -> None:
         """Put the best weights into the model."""

@@ -306,6 +306,17 @@ def test_regression_keeps_the_lowest_validation_loss(tmp_path):
     assert "Test loss" in result.report.read_text()
 
 
+def test_of_epochs_equal_on_the_validation_set_the_last_is_kept(tmp_path):
+    class ZeroOutsideTraining(SquaredLoss):
+        def forward(self, model, x, y):
+            return super().forward(model, x, y)[0] * self.training, {}
+
+    data = TinyData(Info(task="regression"))
+    result = train(tmp_path / "run", data=data, objective=ZeroOutsideTraining())
+    assert [r["validation_loss"] for r in result.history] == [0.0] * len(result.history)
+    assert result.best_epoch == len(result.history) > 1
+
+
 def test_an_undescribed_model_is_trained_and_the_report_says_so(tmp_path):
     class Plain(Objective):
         def forward(self, model, x, y):
