@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Features, Guarantee, VectorField
 
+from ..samplers import hypercube_size
+
 __all__ = ["DataControlledField"]
 
 Activation = Literal["prelu", "softplus", "tanh"]
@@ -47,8 +49,7 @@ class DataControlledField(VectorField):
         form: which of the two.
         rate: the rate of convergence that the field is to reach, :math:`\kappa` of its loss.
         gain: start value of the buffer ``gain``, which a gain schedule may change. ``None`` for
-            ``C`` in simplex form, which makes ``rate`` the rate of the flow itself, and for the
-            released 100 in direction form.
+            :func:`least_gain` in simplex form, and for the released 100 in direction form.
         corner: half the side of the cube.
         dropout: probability of dropout before each activation, in training. Shared states share
             the first of its masks.
@@ -85,7 +86,7 @@ class DataControlledField(VectorField):
         _check(self, gain, dropout)
         classes, width = self.state_shape[0], math.isqrt(math.prod(self.feature_shape))
         if gain is None:
-            gain = float(classes) if form == "simplex" else 100.0
+            gain = least_gain(rate, classes, corner) if form == "simplex" else 100.0
         self.register_buffer("gain", torch.tensor(float(gain)))
         self.first = nn.Linear(classes, width)
         self.last = nn.Linear(width, classes)
@@ -153,8 +154,14 @@ class DataControlledField(VectorField):
     def _along(self, d: Tensor, z: Tensor) -> Tensor:
         """Return the direction form along unit directions ``d``."""
         s, classes = self.corner, self.state_shape[0]
-        # ‖c_k − z‖² = ‖z + s‖² − 4 s z_k; and (c_k − z)ᵀd is 2 s d_k up to what k does not change.
-        distances = ((z + s).square().sum(-1, keepdim=True) - 4 * s * z).clamp(min=0).sqrt()
+        # ‖c_k − z‖² = (z_k − s)² + Σ_{j≠k} (z_j + s)², summed from both sides of k, since taking
+        # one term off the whole sum would cancel near the corner; there the clamp makes the
+        # gradient 0. And (c_k − z)ᵀd is 2 s d_k up to what k does not change.
+        low = (z + s).square()
+        before = F.pad(low[..., :-1].cumsum(-1), (1, 0))
+        after = F.pad(low[..., 1:].flip(-1).cumsum(-1).flip(-1), (0, 1))
+        squared = (z - s).square() + before + after
+        distances = squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
         w = ((2 * s * d).softmax(-1) * distances).sum(-1, keepdim=True) / classes
         return (self.gain * self.rate) * w * d
 
@@ -184,6 +191,50 @@ class DataControlledField(VectorField):
     def extra_repr(self) -> str:
         """Return form, rate and corner."""
         return f"form={self.form!r}, rate={self.rate:g}, corner={self.corner:g}"
+
+
+def least_gain(rate: float, classes: int, corner: float) -> float:
+    r"""Return the least gain at which the simplex form can converge at its rate all over the cube.
+
+    Where the field chooses rightly, :math:`p = e_y`, its speed
+    :math:`\rho = \mathrm{rate} \cdot \mathrm{gain} / C` gives
+    :math:`\dot V = -\rho \sum_{k \ne y} q_k (2 \cdot \mathrm{corner} + z_k - z_y)` with the softmax
+    :math:`q` of the state. The hardest states are those where all wrong classes are alike,
+    :math:`z_k - z_y = d`; there :math:`\dot V \le -\kappa V` takes
+
+    .. math:: \mathrm{gain} \ge C\, \max_{|d| \le 2s}
+              \frac{V}{(1 - e^{-V})(2 \cdot \mathrm{corner} + d)}, \qquad
+              V = \log(1 + (C - 1) e^d).
+
+    With a greater gain the loss is content with an undecided choice; with a smaller one no choice
+    satisfies it. Both cost accuracy.
+
+    Args:
+        rate: :math:`\kappa`, positive.
+        classes: ``C``, at least 2.
+        corner: half the side of the field's cube, positive.
+
+    Raises:
+        InvalidOptionError: if the sampled cube reaches the corners, where no field is fast.
+
+    References:
+        ``s`` is that of [LyaNet] (49), or 0 where it is not defined.
+    """
+    try:
+        size = hypercube_size(rate, classes)
+    except InvalidOptionError:
+        size = 0.0
+    if size >= corner:
+        raise InvalidOptionError(
+            f"corner={corner:g} must be greater than the half side {size:.3g} of the cube that "
+            f"rate={rate:g} is asked for in; give a greater corner, or a gain"
+        )
+
+    def needed(d: float) -> float:
+        V = math.log1p((classes - 1) * math.exp(d))
+        return V / (-math.expm1(-V) * (2 * corner + d))
+
+    return classes * max(needed(2 * size * i / 500) for i in range(-500, 501))
 
 
 def _check(field: DataControlledField, gain: float | None, dropout: float) -> None:

@@ -138,7 +138,7 @@ class LyapunovMonteCarlo(Objective):
         loss = lyapunov
         if self.supervision.weight or not self.training:
             solution: Solution = flow(u)
-            terminal, found = self.supervision.terminal(model.decode(solution.state), y)
+            terminal, found = self.supervision.terminal(model.read(solution.state), y)
             loss = loss + self.supervision.weight * terminal
             logs |= {**found, "nfe": torch.full((), float(solution.nfe), device=loss.device)}
         return loss, {"loss": loss.detach(), **logs}
