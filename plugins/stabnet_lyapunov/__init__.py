@@ -27,6 +27,7 @@ _LAZY = {
     "ball_radius": ".samplers",
     "continuous_net": ".models.continuous_net",
     "hypercube_size": ".samplers",
+    "least_gain": ".fields.data_controlled",
     "lyanet": ".models.lyanet",
     "neural_ode": ".models.lyanet",
     "resnet18": ".models.resnet18",
@@ -50,6 +51,7 @@ __all__ = [
     "ball_radius",
     "continuous_net",
     "hypercube_size",
+    "least_gain",
     "lyanet",
     "neural_ode",
     "resnet18",
@@ -153,7 +155,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         "stabnet_lyapunov.models.continuous_net:continuous_net",
         summary="continuous-in-depth network: flows joined by stitches",
         reference=(references.CONTINUOUS_NET, references.LYANET),
-        example={"in_shape": (1, 8, 8), "num_outputs": 3, "channels": (2, 3), "pieces": 2},
+        example={"in_shape": (1, 8, 8), "num_outputs": 3, "channels": (4, 6), "pieces": 2},
     )
     registrar.model(
         "resnet18",

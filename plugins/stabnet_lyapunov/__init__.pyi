@@ -4,6 +4,7 @@ from .blocks import AveragePool as AveragePool
 from .blocks import Residual as Residual
 from .blocks import Stitch as Stitch
 from .fields.data_controlled import DataControlledField as DataControlledField
+from .fields.data_controlled import least_gain as least_gain
 from .fields.piecewise_conv import PiecewiseConvField as PiecewiseConvField
 from .models.continuous_net import continuous_net as continuous_net
 from .models.lyanet import lyanet as lyanet
@@ -39,6 +40,7 @@ __all__ = [
     "ball_radius",
     "continuous_net",
     "hypercube_size",
+    "least_gain",
     "lyanet",
     "neural_ode",
     "resnet18",

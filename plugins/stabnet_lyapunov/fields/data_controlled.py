@@ -16,7 +16,7 @@ from stabnet.interfaces import Features, Guarantee, VectorField
 
 from ..samplers import hypercube_size
 
-__all__ = ["DataControlledField"]
+__all__ = ["DataControlledField", "least_gain"]
 
 Activation = Literal["prelu", "softplus", "tanh"]
 
@@ -231,7 +231,8 @@ def least_gain(rate: float, classes: int, corner: float) -> float:
         )
 
     def needed(d: float) -> float:
-        V = math.log1p((classes - 1) * math.exp(d))
+        x = d + math.log(classes - 1)
+        V = max(x, 0.0) + math.log1p(math.exp(-abs(x)))
         return V / (-math.expm1(-V) * (2 * corner + d))
 
     return classes * max(needed(2 * size * i / 500) for i in range(-500, 501))
