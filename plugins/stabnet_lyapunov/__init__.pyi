@@ -10,6 +10,10 @@ from .models.continuous_net import continuous_net as continuous_net
 from .models.lyanet import lyanet as lyanet
 from .models.lyanet import neural_ode as neural_ode
 from .models.resnet18 import resnet18 as resnet18
+from .monitors import DecayReport as DecayReport
+from .monitors import EarlyTermination as EarlyTermination
+from .monitors import decay_share as decay_share
+from .monitors import early_termination as early_termination
 from .objectives.monte_carlo import LyapunovMonteCarlo as LyapunovMonteCarlo
 from .objectives.path_integral import LyapunovPathIntegral as LyapunovPathIntegral
 from .objectives.schedules import GainSchedule as GainSchedule
@@ -26,6 +30,8 @@ __all__ = [
     "AveragePool",
     "Ball",
     "DataControlledField",
+    "DecayReport",
+    "EarlyTermination",
     "GainSchedule",
     "Hypercube",
     "LyapunovMonteCarlo",
@@ -39,6 +45,8 @@ __all__ = [
     "Trajectory",
     "ball_radius",
     "continuous_net",
+    "decay_share",
+    "early_termination",
     "hypercube_size",
     "least_gain",
     "lyanet",
