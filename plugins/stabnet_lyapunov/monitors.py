@@ -161,7 +161,9 @@ def decay_share(
     after = torch.tensor([t - grid[0] for t in grid[1:]], dtype=torch.float64)
     bound = start * (torch.exp(-kappa * after) + _ROUNDING * eps)[:, None]
     # Zero below a bound of zero is as it should be; what is not finite is above every bound.
-    ratio = torch.where(along[1:] == 0, 0.0, along[1:] / bound).nan_to_num(nan=math.inf)
+    ratio = torch.where(along[1:] == 0, 0.0, along[1:] / bound).nan_to_num(
+        nan=math.inf, posinf=math.inf
+    )
     ratio = torch.where(start.isfinite(), ratio, math.inf)
     return DecayReport(
         share=float((ratio <= slack).double().mean()),

@@ -209,7 +209,9 @@ def _summarized(
     known = {n: None if math.isnan(value) else value for n, value in means.items()}
     change, size = rows[:, 0], rows[:, 1].square().mean().sqrt()
     # Nothing changed where there is nothing: 0/0 is no change, ∞/∞ is.
-    relative = torch.where(change == 0, 0.0, change / size).nan_to_num(nan=math.inf)
+    relative = torch.where(change == 0, 0.0, change / size).nan_to_num(
+        nan=math.inf, posinf=math.inf
+    )
     return StepSizeSensitivity(
         step_sizes=step_sizes,
         factor=factor,

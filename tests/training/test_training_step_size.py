@@ -195,6 +195,20 @@ def test_outputs_that_overflow_are_wrong_and_infinitely_far():
     assert StepSizeSensitivity(**{**vars(found), "accuracy": None}).depends_on_step
 
 
+def test_one_output_that_overflows_is_the_largest_change_of_all():
+    flows = make(flow(euler(), rate=1.0))
+    flows.dynamics.integrator.register_forward_hook(spoil_coarse)
+    found = step_size_sensitivity(flows, batches())
+    assert found.largest_change == math.inf
+    assert found.accuracy == pytest.approx(19 / 20)
+    assert found.changed == pytest.approx(1 / 20)
+
+
+def spoil_coarse(integrator, args, trajectory):
+    if integrator.step_size == STEP and len(trajectory.states[-1]) == 2:  # the last batch
+        trajectory.states[-1, 0] = math.inf
+
+
 def test_zero_outputs_do_not_change():
     x = torch.zeros(4, 3)
     found = step_size_sensitivity(make(flow(euler())), [(x, x)])
