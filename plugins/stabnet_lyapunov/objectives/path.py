@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import Flow, InvalidOptionError, StabilityModel, Stack
-from stabnet.interfaces import Block, Features
+from stabnet.interfaces import Block, Features, State
 
 from ..blocks import Stitch
+from ..forward_mode import jvp
 
 __all__ = ["Leg", "Path", "follow"]
 
@@ -79,8 +79,7 @@ class Path:
         batch, it is that of all of them moving at once.
         """
         velocity = self.model.velocity(t, z, leg.stage, leg.driving).to(z.dtype)
-        outputs, rate = torch.func.jvp(lambda z: self.decode(leg, z), (z,), (velocity,))
-        return outputs, rate
+        return jvp(lambda z: self.decode(leg, z), z, velocity)
 
 
 def follow(model: nn.Module, x: Float[Tensor, "batch ..."], points: int | None) -> Path:
@@ -95,34 +94,35 @@ def follow(model: nn.Module, x: Float[Tensor, "batch ..."], points: int | None) 
     Raises:
         InvalidOptionError: for a model with another dynamics, which has no path.
     """
-    dynamics = getattr(model, "dynamics", None)
-    stages: Collection[object] = (dynamics,)
-    if isinstance(dynamics, Stack):
-        stages = dynamics.stages
-    wrong = [type(s).__name__ for s in stages if not isinstance(s, (Flow, Block))]
-    if not isinstance(dynamics, (Flow, Stack)) or wrong:
+    if not isinstance(model, StabilityModel):
+        raise InvalidOptionError(
+            f"a Lyapunov path integral needs a StabilityModel; got {type(model).__name__}"
+        )
+    dynamics = model.dynamics
+    stages = list(dynamics.stages) if isinstance(dynamics, Stack) else [dynamics]
+    wrong = [type(stage).__name__ for stage in stages if not isinstance(stage, (Flow, Block))]
+    if wrong:
         raise InvalidOptionError(
             "a Lyapunov path integral needs a model whose dynamics is a Flow, or a Stack of flows "
             f"and blocks; this one has {', '.join(wrong)}, without a path from state to state"
         )
-    assert isinstance(model, StabilityModel)
     u = model.features(x)
-    if isinstance(dynamics, Flow):
-        times = _times(dynamics, points)
-        solution = dynamics(u, times)
-        leg = Leg(None, tuple(solution.states), times, u, carries=False)
-        return Path(model, u, (leg,), model.read(solution.state), solution.nfe)
+    state: State | None = u
     legs: list[Leg] = []
-    state, nfe = u, 0
-    for index, stage in enumerate(dynamics.stages):
-        at = _times(stage, points) if isinstance(stage, Flow) else None
-        solution = dynamics.advance(state, index, u, at)
+    nfe = 0
+    for index, stage in enumerate(stages):
+        times = _times(stage, points) if isinstance(stage, Flow) else None
+        if isinstance(dynamics, Stack):
+            solution = dynamics.advance(state, index, u, times)
+        else:
+            solution = dynamics(u, times)
         if isinstance(stage, Flow):
-            starts_there = stage.initial == "features"
-            legs.append(Leg(index, tuple(solution.states), at, state, starts_there))
+            assert isinstance(solution.states, Tensor)
+            position = index if isinstance(dynamics, Stack) else None
+            states, carries = tuple(solution.states), stage.initial == "features"
+            legs.append(Leg(position, states, times, state, carries))
         elif (
-            # A stitch joins two spaces, even where they are of one shape.
-            not isinstance(stage, Stitch)
+            not isinstance(stage, Stitch)  # it joins two spaces, even where they are of one shape
             and isinstance(state, Tensor)
             and isinstance(solution.state, Tensor)
             and state.shape == solution.state.shape
