@@ -69,6 +69,66 @@ def test_states_agree_with_torchdiffeq(name):
     torch.testing.assert_close(states, reference)
 
 
+@pytest.mark.parametrize("name", ["euler", "midpoint"])
+def test_states_agree_with_torchdiffeq_step_by_step(name):
+    z0 = torch.tensor([[1.0, 0.0], [0.2, -3.0]], dtype=torch.float64)
+    times = torch.tensor([0.0, 0.5, 1.5], dtype=torch.float64)
+    reference = torchdiffeq.odeint(oscillator, z0, times, method=name, options={"step_size": 0.125})
+    found = integrator(name, step_size=0.125)(oscillator, z0, times.tolist())
+    torch.testing.assert_close(found.states, reference, rtol=1e-14, atol=1e-14)
+
+
+def driven():
+    """Return a field that depends on state, time and features, and a batch of both."""
+    torch.manual_seed(0)
+    field = stabnet.build(
+        "mlp", kind="vector_field", state_shape=(3,), feature_shape=(2,), time_dependent=True
+    ).double()
+    return field, torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+
+
+def classical(field, z, steps, u):
+    """Integrate over [0, 1] by the fourth-order method as every textbook writes it."""
+    h = 1.0 / steps
+    for k in range(steps):
+        t = k * h
+        k1 = field(t, z, u)
+        k2 = field(t + h / 2, z + h / 2 * k1, u)
+        k3 = field(t + h / 2, z + h / 2 * k2, u)
+        k4 = field(t + h, z + h * k3, u)
+        z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return z
+
+
+def test_rk4_is_the_classical_method_to_rounding():
+    field, z0, u = driven()
+    found = integrator("rk4", step_size=0.1)(field, z0, (0.0, 1.0), u).states[-1]
+    torch.testing.assert_close(found, classical(field, z0, 10, u), rtol=1e-14, atol=1e-14)
+
+
+def test_rk4_departs_from_torchdiffeqs_three_eighths_rule_by_their_common_order():
+    field, z0, u = driven()
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def gap(h):
+        theirs = torchdiffeq.odeint(
+            lambda t, z: field(t, z, u), z0, times, method="rk4", options={"step_size": h}
+        )
+        ours = integrator("rk4", step_size=h)(field, z0, (0.0, 1.0), u).states
+        return (ours - theirs).abs().max().item()
+
+    assert 0 < gap(1 / 64) < 1e-8
+    assert math.log2(gap(1 / 4) / gap(1 / 8)) > 3.8
+
+
+@METHODS
+def test_times_as_a_tensor_and_as_numbers_give_the_same_states(name):
+    field, z0, u = driven()
+    method, times = integrator(name, step_size=0.3), [0.0, 0.7, 1.1]
+    found = method(field, z0, torch.tensor(times, dtype=torch.float64), u).states
+    torch.testing.assert_close(found, method(field, z0, times, u).states, rtol=1e-14, atol=1e-14)
+
+
 def test_rk4_carries_the_harmonic_oscillator_around_its_circle():
     z0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     times = [2 * math.pi * k / 8 for k in range(9)]
@@ -159,6 +219,35 @@ def test_rk4_compiles_as_one_graph_for_any_times():
         found, expected = compiled(z0, times, u), method(field, z0, times, u)
         torch.testing.assert_close(found.states, expected.states)
         assert found.nfe == expected.nfe
+
+
+def test_a_flow_with_a_driven_field_compiles_as_one_graph_with_its_gradient():
+    field, _, u = driven()
+    flow = stabnet.Flow(field, integrator("rk4", step_size=0.5))
+    compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
+    weights = tuple(field.parameters())
+    found = torch.autograd.grad(compiled(u).state.square().sum(), weights)
+    expected = torch.autograd.grad(flow(u).state.square().sum(), weights)
+    torch.testing.assert_close(found, expected)
+
+
+def test_derivatives_by_state_and_features_are_the_same_forward_and_backward():
+    field, z0, u = driven()
+
+    def final(z, u):
+        return integrator("rk4", step_size=0.5)(field, z, (0.0, 1.0), u).states[-1].sum(0)
+
+    forward = torch.func.jacfwd(final, argnums=(0, 1))(z0, u)
+    torch.testing.assert_close(forward, torch.func.jacrev(final, argnums=(0, 1))(z0, u))
+
+
+def test_one_state_is_carried_by_many_features_under_vmap():
+    field, z0, u = driven()
+    method = integrator("rk4", step_size=0.5)
+    states = torch.func.vmap(lambda v: method(field, z0[:1], (0.0, 1.0), v[None]).states[-1, 0])(u)
+    torch.testing.assert_close(
+        states, method(field, z0[:1].expand(4, -1), (0.0, 1.0), u).states[-1]
+    )
 
 
 @METHODS

@@ -19,6 +19,8 @@ from ._times import checked_times, rounding
 
 __all__ = ["ButcherTableau", "RungeKutta", "euler", "midpoint", "rk4"]
 
+_Terms = tuple[tuple[int, float], ...]
+
 
 @dataclass(frozen=True)
 class ButcherTableau:
@@ -96,6 +98,8 @@ class RungeKutta(Integrator):
         super().__init__()
         self.tableau = tableau
         self.step_size = positive("step_size", step_size)
+        self._stages = tuple((sum(row), _terms(row)) for row in tableau.a)
+        self._weights = _terms(tableau.b)
 
     def forward(
         self,
@@ -153,17 +157,22 @@ class RungeKutta(Integrator):
     ) -> Float[Tensor, "batch ..."]:
         """Take one step of size ``h`` from ``z`` at ``t``."""
         slopes = [vector_field(t, z, u)]
-        for row in self.tableau.a:
-            stage = _combined(z, h, row, slopes)
-            slopes.append(vector_field(t + sum(row) * h, stage, u))
-        return _combined(z, h, self.tableau.b, slopes)
+        for node, terms in self._stages:
+            slopes.append(vector_field(t + node * h, _moved(z, h, terms, slopes), u))
+        return _moved(z, h, self._weights, slopes)
 
 
-def _combined(
-    z: Tensor, h: float | Tensor, weights: tuple[float, ...], slopes: list[Tensor]
-) -> Tensor:
-    """Return ``z + h Σ wᵢ kᵢ``, leaving out slopes of weight zero."""
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            z = z + (h * weight) * slope
+def _terms(weights: tuple[float, ...]) -> _Terms:
+    """Return the weights that are not zero, each with the number of its slope."""
+    return tuple((i, weight) for i, weight in enumerate(weights) if weight)
+
+
+def _moved(z: Tensor, h: float | Tensor, terms: _Terms, slopes: list[Tensor]) -> Tensor:
+    """Return ``z + h Σ wᵢ kᵢ``."""
+    if isinstance(h, Tensor):  # of times that may want a gradient
+        for i, weight in terms:
+            z = z + (h * weight) * slopes[i]
+    else:  # one kernel per slope, and no scaled copy of it
+        for i, weight in terms:
+            z = torch.add(z, slopes[i], alpha=h * weight)
     return z
