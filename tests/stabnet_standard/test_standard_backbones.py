@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from torch import nn
 
 import stabnet
@@ -58,6 +59,20 @@ def test_resnet18_keeps_the_image_size_up_to_its_second_stage():
         )
     net.eval()(torch.zeros(1, 3, 32, 32))
     assert seen == {"layer1": (32, 32), "layer4": (4, 4)}
+
+
+def test_resnet18_with_the_stem_of_imagenet_is_torchvisions():
+    part = backbone("resnet18", (3, 32, 32), width=10, stem="imagenet").eval()
+    theirs = torchvision.models.resnet18(weights=None, num_classes=10).eval()
+    theirs.load_state_dict(part.net.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(part(x), theirs(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("in_shape", [(1, 8, 8), (4, 28, 31)])
+def test_the_stem_of_imagenet_takes_any_channels_and_sizes(in_shape):
+    part = backbone("resnet18", in_shape, width=5, stem="imagenet").eval()
+    assert part(torch.rand(2, *in_shape)).shape == (2, *part.out_shape) == (2, 5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -159,6 +174,7 @@ def test_impossible_images_are_refused(name, in_shape, message):
         ("convnet", {"channels": ()}, "at least one convolution"),
         ("mlp", {"hidden": 3}, "sequence of positive whole numbers"),
         ("mlp", {"activation": "rleu"}, "activation is one of elu.*got 'rleu'"),
+        ("resnet18", {"stem": "mnist"}, "stem is 'cifar' or 'imagenet'; got 'mnist'"),
         ("identity", {"in_shape": ()}, "shape of one sample"),
     ],
 )
