@@ -8,6 +8,7 @@ from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -110,7 +111,7 @@ class SupervisedPotential(Potential):
             ``V``, and ``∇V`` for each of its values.
         """
         target = _target(context)
-        if len(target) > 1 and len(z) == 1:
+        if len(z) == 1 and z.ndim == len(self.state_shape) + 2:
             z = z.expand(len(target), *z.shape[1:])
         weight = _affine(context)
         if weight is None or callable(self.loss):
@@ -118,8 +119,11 @@ class SupervisedPotential(Potential):
         outputs = self._outputs(z, context)
         losses = self._losses(outputs, target)
         if self.loss == "cross_entropy":
-            chosen = F.one_hot(_aligned(target.long(), outputs.ndim - 1), outputs.shape[-1])
-            gradient = outputs.softmax(-1) - chosen.to(outputs.dtype)
+            classes = torch.arange(outputs.shape[-1], device=outputs.device)
+            chosen = _aligned(target.long(), outputs.ndim) == classes
+            others = outputs.softmax(-1).masked_fill(chosen, 0.0)
+            # softmax − 1 of the target is minus all the others, whose sum does not cancel.
+            gradient = torch.where(chosen, -others.sum(-1, keepdim=True), others)
         else:
             gradient = outputs - _aligned(target, outputs.ndim)
         gradient = gradient * (losses > self.truncation).unsqueeze(-1)
@@ -148,6 +152,8 @@ class SupervisedPotential(Potential):
             ``V`` and ``dV/dt``, ``(batch,)`` or ``(batch, samples)``.
         """
         weight, target = _affine(context), _target(context)
+        if len(velocity) == 1 and velocity.ndim == len(self.state_shape) + 2:
+            velocity = velocity.expand(len(target), *velocity.shape[1:])
         if weight is None or callable(self.loss):
             return self._rate_by_jvp(z, velocity, context)
         outputs = self._outputs(z, context)
@@ -170,11 +176,17 @@ class SupervisedPotential(Potential):
             v: Tensor = self(states, context)
             return v
 
-        primal, tangent = torch.func.jvp(value, (z.expand_as(velocity),), (velocity,))[:2]
-        return primal, tangent
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+            # Nothing is differentiated there, forward mode included.
+            with torch.inference_mode(False), torch.no_grad():
+                copied = pytree.tree_map_only(Tensor, torch.clone, (z, velocity, context))
+                return self._rate_by_jvp(*copied)
+        # Forward mode takes no expanded tensors.
+        states, velocity = z.expand_as(velocity).contiguous(), velocity.contiguous()
+        return torch.func.jvp(value, (states,), (velocity,))[:2]
 
     def _outputs(self, z: Tensor, context: Context | None) -> Tensor:
-        """Return ``ψ(z)``, with the leading dimensions of ``z``."""
+        """Return ``ψ(z)``, with the leading dimensions of ``z``, at least in single precision."""
         ndim = len(self.state_shape)
         if tuple(z.shape[-ndim:]) != self.state_shape or z.ndim - ndim not in (1, 2):
             wanted = ", ".join(map(str, self.state_shape))
@@ -183,19 +195,26 @@ class SupervisedPotential(Potential):
                 f"got {tuple(z.shape)}"
             )
         head = None if context is None else context.head
-        if _affine(context) is not None:
-            raveled = z.flatten(-ndim)
-            return raveled if head is None else head(raveled)
-        assert head is not None
-        outputs: Tensor = head(z.reshape(-1, *self.state_shape))
-        return outputs.reshape(*z.shape[:-ndim], *outputs.shape[1:])
+        outputs = z.flatten(-ndim)
+        if head is not None and _affine(context) is not None:
+            outputs = head(outputs)
+        elif head is not None:
+            outputs = head(z.reshape(-1, *self.state_shape))
+            outputs = outputs.reshape(*z.shape[:-ndim], *outputs.shape[1:])
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each output against its target."""
+        shared = outputs.ndim == 3 and len(outputs) == 1
+        if len(outputs) != len(target) and not shared:
+            raise InvalidInputError(
+                f"{len(outputs)} rows of states do not fit {len(target)} targets; states have as "
+                "many rows, or (1, samples, …) where the targets share them"
+            )
         if self.loss == "cross_entropy":
             _check_labels(outputs, target)
-            logs = outputs.log_softmax(-1)
-            if outputs.ndim == 3 and len(outputs) == 1:
+            logs = _log_softmax(outputs)
+            if shared:
                 return -logs[0].index_select(-1, target.long()).mT
             index = _aligned(target.long(), outputs.ndim).expand(*outputs.shape[:-1], 1)
             return -logs.gather(-1, index).squeeze(-1)
@@ -210,6 +229,17 @@ class SupervisedPotential(Potential):
 
     def _truncated(self, losses: Tensor) -> Tensor:
         return F.relu(losses - self.truncation) if self.truncation else losses
+
+
+def _log_softmax(outputs: Tensor) -> Tensor:
+    """Return the logarithm of the softmax, also of the greatest entry to full relative precision.
+
+    Near the target that entry is all of the loss, and ``log Σ exp`` would round it to units of 1.
+    """
+    top = outputs.argmax(-1, keepdim=True)
+    shifted = outputs - outputs.gather(-1, top)
+    rest = shifted.exp().scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    return shifted - rest.log1p()
 
 
 def _affine(context: Context | None) -> Tensor | Literal["identity"] | None:
@@ -234,24 +264,25 @@ def _aligned(target: Tensor, ndim: int) -> Tensor:
 
 
 def _target(context: Context | None) -> Tensor:
-    if context is None or context.label is None:
+    if context is None or context.label is None or context.label.ndim == 0:
         raise InvalidInputError(
-            "a supervised potential needs targets; pass context=Context(label=y, head=model.head)"
+            "a supervised potential needs targets, one per input; pass "
+            "context=Context(label=y, head=model.head)"
         )
     return context.label
 
 
 def _check_labels(outputs: Tensor, label: Tensor) -> None:
     wrong_type = label.is_floating_point() or label.is_complex() or label.dtype == torch.bool
-    if label.ndim != 1 or wrong_type or outputs.shape[0] not in (1, len(label)):
+    if label.ndim != 1 or wrong_type:
         raise InvalidInputError(
-            f"class labels are whole numbers ({outputs.shape[0]},), one per input; got "
+            f"class labels are whole numbers ({len(label)},), one per input; got "
             f"{tuple(label.shape)} of {label.dtype}. For target values use "
             "potential={'name': 'supervised', 'loss': 'squared_error'}"
         )
     if label.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._functorch.is_functorch_wrapped_tensor(label):
         return
     wrong = label[(label < 0) | (label >= outputs.shape[-1])]
     if len(wrong):
