@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -84,7 +86,8 @@ class Sampler(nn.Module, ABC):
             u: features ``(batch, …)``.
             samples: states in all, of the whole batch if it shares them, else of each example.
             size: extent of the region.
-            generator: where random numbers come from; torch's own if ``None``.
+            generator: where random numbers come from, the same for every example, so that a mean
+                over examples does not depend on how they are batched; torch's own if ``None``.
         """
 
 
@@ -117,8 +120,9 @@ class Hypercube(Sampler):
         self, flow: Flow, u: Tensor, samples: int, size: float, generator: torch.Generator | None
     ) -> Groups:
         """Draw states; see :class:`Sampler`."""
-        rows, n = len(u) if self.per_example else 1, flow.vector_field.state_shape[0]
-        drawn = size * (2 * _uniform(u, generator, rows, samples, n) - 1)
+        rows = len(u) if self.per_example and generator is None else 1
+        shape = flow.vector_field.state_shape
+        drawn = size * (2 * _uniform(u, generator, rows, samples, *shape) - 1)
         return _timed(drawn, _times(flow, min(self.times, samples), generator))
 
 
@@ -156,9 +160,8 @@ class Ball(Sampler):
         self, flow: Flow, u: Tensor, samples: int, size: float, generator: torch.Generator | None
     ) -> Groups:
         """Draw states; see :class:`Sampler`."""
-        rows, n = len(u) if self.per_example else 1, flow.vector_field.state_shape[0]
-        direction = _direction(u, generator, rows, samples, n)
-        drawn = size * _uniform(u, generator, rows, samples, 1) * direction
+        rows = len(u) if self.per_example and generator is None else 1
+        drawn = _ball(u, generator, rows, samples, flow.vector_field.state_shape, size)
         return _timed(drawn, _times(flow, min(self.times, samples), generator))
 
 
@@ -166,9 +169,10 @@ class Ball(Sampler):
 class Trajectory(Sampler):
     """Along the model's own trajectories, with noise around them: where inference takes place.
 
-    The trajectories are solved for without gradients, which costs about one inference a step. It
-    is the sampler for states whose region no equation gives. ``samples`` states are drawn for each
-    example, the same number at each time; without noise there is one state per time.
+    The trajectories are solved for without gradients and in eval mode, as for inference, of which
+    it costs about one a step. It is the sampler for states whose region no equation gives. Each
+    example gets ``samples // times`` states, but at least one, at each time; without noise there
+    is one state per time.
 
     Args:
         times: times uniform in the flow's interval.
@@ -195,35 +199,50 @@ class Trajectory(Sampler):
         self, flow: Flow, u: Tensor, samples: int, size: float, generator: torch.Generator | None
     ) -> Groups:
         """Draw states; see :class:`Sampler`."""
-        times = sorted(set(_times(flow, min(self.times, samples), generator)) - {flow.times[0]})
+        times = sorted(set(_times(flow, min(self.times, samples), generator)))
         if flow.times[-1] < flow.times[0]:
             times.reverse()
-        with torch.no_grad():
+        with torch.no_grad(), _inference(flow):
             states = flow(u, [flow.times[0], *times]).states
         assert isinstance(states, Tensor)
-        m = max(1, samples // len(times)) if self.noise else 1
-        n = states.shape[-1]
-        return [
-            (t, z.unsqueeze(1) + self._around(u, generator, len(z), m, n))
-            for t, z in zip(times, states[1:], strict=True)
-        ]
-
-    def _around(
-        self, u: Tensor, generator: torch.Generator | None, rows: int, m: int, n: int
-    ) -> Tensor:
+        groups = [(t, z.unsqueeze(1)) for t, z in zip(times, states[1:], strict=True)]
         if not self.noise:
-            return torch.zeros((), dtype=u.dtype, device=u.device)
-        radius = self.noise * _uniform(u, generator, rows, m, 1)
-        return radius * _direction(u, generator, rows, m, n)
+            return groups
+        rows, m = len(u) if generator is None else 1, max(1, samples // len(times))
+        shape = flow.vector_field.state_shape
+        return [(t, z + _ball(u, generator, rows, m, shape, self.noise)) for t, z in groups]
+
+
+@contextmanager
+def _inference(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode within the block; then every part back into its own."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _uniform(u: Tensor, generator: torch.Generator | None, *shape: int) -> Float[Tensor, "..."]:
     return torch.rand(shape, generator=generator, dtype=_precision(u), device=u.device)
 
 
-def _direction(u: Tensor, generator: torch.Generator | None, *shape: int) -> Float[Tensor, "..."]:
-    normal = torch.randn(shape, generator=generator, dtype=_precision(u), device=u.device)
-    return nn.functional.normalize(normal, dim=-1)
+def _ball(
+    u: Tensor,
+    generator: torch.Generator | None,
+    rows: int,
+    samples: int,
+    shape: tuple[int, ...],
+    radius: float,
+) -> Float[Tensor, "rows samples ..."]:
+    n = math.prod(shape)
+    normal = torch.randn(
+        (rows, samples, n), generator=generator, dtype=_precision(u), device=u.device
+    )
+    drawn = radius * _uniform(u, generator, rows, samples, 1) * F.normalize(normal, dim=-1)
+    return drawn.reshape(rows, samples, *shape)
 
 
 def _precision(u: Tensor) -> torch.dtype:
@@ -232,12 +251,12 @@ def _precision(u: Tensor) -> torch.dtype:
 
 
 def _times(flow: Flow, count: int, generator: torch.Generator | None) -> list[float]:
-    """Draw times on the host, where integrators and piecewise fields want them."""
+    """Draw times on the host, where integrators and piecewise fields want them; none the start."""
     host = generator if generator is not None and generator.device.type == "cpu" else None
     if generator is not None and host is None:
         host = torch.Generator().manual_seed(generator.initial_seed())
     start, end = flow.times[0], flow.times[-1]
-    return [start + (end - start) * s for s in torch.rand(count, generator=host).tolist()]
+    return [end + (start - end) * s for s in torch.rand(count, generator=host).tolist()]
 
 
 def _timed(drawn: Tensor, times: list[float]) -> Groups:
