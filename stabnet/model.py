@@ -167,16 +167,13 @@ class StabilityModel(nn.Module):
         Raises:
             InvalidInputError: if there is no such stage, or a stage to skip is not after it.
         """
+        after = self._index(stage)
         stack = self.dynamics if isinstance(self.dynamics, Stack) else None
-        count = 1 if stack is None else len(stack.stages)
-        after = count - 1 if stage is None else stage
-        if not -count <= after < count:
-            raise InvalidInputError(f"there is no stage {stage}; there are {count}")
         if stack is None and skip:
             raise InvalidInputError(f"stages {list(skip)} cannot be skipped: there is no stack")
         with frozen_batch_statistics(self):
             if stack is not None:
-                z = stack.resume(z, after % count + 1, u, skip=skip).state
+                z = stack.resume(z, after + 1, u, skip=skip).state
             return self.read(z)
 
     def velocity(
@@ -191,19 +188,18 @@ class StabilityModel(nn.Module):
         Args:
             t: time.
             z: a state of the flow.
-            stage: the flow's index in a stack; ``None`` if the dynamics is the flow itself.
+            stage: the flow's index in a stack; the last if ``None``.
             u: what the flow is driven by: the features, or in a stack the state before it. A flow
                 that starts there is driven by nothing else.
 
         Raises:
-            InvalidInputError: if there is no flow.
+            InvalidInputError: if there is no such stage, or it is no flow.
         """
-        stages = self.dynamics.stages if isinstance(self.dynamics, Stack) else None
-        flow = self.dynamics if stages is None or stage is None else stages[stage]
+        index = self._index(stage)
+        flow = self.dynamics.stages[index] if isinstance(self.dynamics, Stack) else self.dynamics
         if not isinstance(flow, Flow):
             raise InvalidInputError(
-                f"a {type(flow).__name__} has no velocity; only a flow does"
-                + ("" if stages is None else ". Give its index in the stack as `stage`")
+                f"stage {index} is a {type(flow).__name__} and has no velocity; only a flow does"
             )
         with frozen_batch_statistics(flow):
             velocity: Tensor = flow.vector_field(t, z, None if flow.initial == "features" else u)
@@ -239,6 +235,14 @@ class StabilityModel(nn.Module):
         config = getattr(self, CONFIG_ATTRIBUTE, {})
         name = f"{json.dumps(config['name'])}, " if "name" in config else ""
         return f"{name}in_shape={self.in_shape}, num_outputs={self.num_outputs}"
+
+    def _index(self, stage: int | None) -> int:
+        """Return the index of a stage, counted from 0; the dynamics itself is one if no stack."""
+        count = len(self.dynamics.stages) if isinstance(self.dynamics, Stack) else 1
+        index = -1 if stage is None else stage
+        if not -count <= index < count:
+            raise InvalidInputError(f"there is no stage {stage}; there are {count}")
+        return index % count
 
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.in_shape:

@@ -125,9 +125,14 @@ def test_velocity_is_that_of_the_flow_and_leaves_statistics_alone(initial):
     stacked = _stacked(_Scale(2.0), flow)
     torch.testing.assert_close(stacked.velocity(0.5, z, 1, u), expected)
     assert flow.vector_field.norm.num_batches_tracked == 0
-    for stage, words in ((0, "_Scale has no velocity"), (None, "its index in the stack")):
+    torch.testing.assert_close(stacked.velocity(0.5, z, u=u), expected)
+    for model, stage, words in (
+        (stacked, 0, "stage 0 is a _Scale and has no velocity"),
+        (stacked, 2, "no stage 2"),
+        (alone, 1, "no stage 1"),
+    ):
         with pytest.raises(InvalidInputError, match=words):
-            stacked.velocity(0.5, z, stage, u)
+            model.velocity(0.5, z, stage, u)
 
 
 def test_config_is_plain_data_and_rebuilds_the_model():

@@ -47,7 +47,7 @@ class LyapunovPathIntegral(Objective):
 
     Gradients flow through the trajectory. The model runs once, as in a plain forward, and what is
     evaluated besides (the field at the states kept, the reading of states) leaves the statistics
-    of batch normalization alone. That the condition holds at the states kept is evidence of decay
+    of batch normalization alone; dropout there draws masks of its own. That the condition holds at the states kept is evidence of decay
     along these trajectories, not proof, and says nothing of perturbed inputs.
 
     Args:
