@@ -61,16 +61,17 @@ class DecayReport:
     samples: int
 
     def guarantee(self) -> Guarantee:
-        """Return the finding as a statement with the status ``sampled``."""
+        """Return the finding as a statement: ``sampled``, or ``falsified`` by any exception."""
         return Guarantee(
-            claim=f"along {100 * self.share:.4g} % of what was looked at, the potential of the "
-            "state is below its exponential bound; nothing is said of perturbed inputs",
+            claim="the potential of the state decays exponentially along the trajectories of the "
+            "inputs; nothing is said of perturbed inputs",
             formula=f"V(z(t)) ≤ {self.slack:g} V(z(0)) exp(−{self.kappa:g} t)",
             source="[LyaNet] (14)",
-            status="sampled",
-            assumptions=("the computed trajectory is the flow's",),
-            detail=f"{self.samples} inputs at {len(self.times) - 1} times up to "
-            f"{self.times[-1]:g}; worst ratio {self.worst_ratio:.4g}",
+            status="sampled" if self.share == 1 else "falsified",
+            assumptions=("the computed trajectories are the flow's",),
+            detail=f"holds at {100 * self.share:.4g} % of {self.samples} inputs × "
+            f"{len(self.times) - 1} times up to {self.times[-1]:g}; largest V(t) is "
+            f"{self.worst_ratio:.4g} times V(0) exp(−{self.kappa:g} t)",
         )
 
 

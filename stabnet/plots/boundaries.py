@@ -65,7 +65,7 @@ def decision_boundaries(
     colors = class_colors(int(classes.max()) + 1)
     for row, (panels, plane) in enumerate(zip(rows, planes, strict=True)):
         for panel, (name, classifier) in zip(panels, classifiers.items(), strict=True):
-            plane.draw_classes(panel, classifier, name, colors)
+            plane.draw_classes(panel, classifier, name)
             _draw_points(panel, where, classes, colors, 10 if row == 0 else 4)
             if row == 0:
                 panel.set_title(name)

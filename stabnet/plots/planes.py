@@ -38,10 +38,13 @@ _CHUNK = 8192
 
 
 def class_colors(count: int) -> list[str]:
-    """Return as many colors for classes; up to eight, color-blind readers can tell them apart."""
-    if count <= len(_COLORS):
-        return list(_COLORS[:count])
-    return [to_hex(colormaps["turbo"](i / (count - 1))) for i in range(count)]
+    """Return colors for classes, the same for a class whatever their number.
+
+    Color-blind readers can tell the first eight apart.
+    """
+    more = range(len(_COLORS), count)
+    # Multiples of the golden ratio spread evenly, however many there are.
+    return [*_COLORS[:count], *(to_hex(colormaps["turbo"](0.618034 * k % 1)) for k in more)]
 
 
 def paler(color: str) -> str:
@@ -167,9 +170,7 @@ class Plane:
         whole = (left - dx, right + dx, bottom - dy, top + dy)
         return panel.imshow(values, origin="lower", extent=whole, zorder=0, **style)
 
-    def draw_classes(
-        self, panel: Axes, function: PlaneFunction, what: str, colors: Sequence[str] = ()
-    ) -> int:
+    def draw_classes(self, panel: Axes, function: PlaneFunction, what: str) -> int:
         """Color the regions of the classes, and draw their boundaries.
 
         Args:
@@ -177,7 +178,6 @@ class Plane:
             function: class labels (integers), one score (positive for class 1), or one score per
                 class, at each point.
             what: what messages call it.
-            colors: a color for each class; by default chosen here.
 
         Returns:
             The number of classes: as many as there are scores, or one more than the largest label.
@@ -186,13 +186,11 @@ class Plane:
             InvalidInputError: see :meth:`evaluate`; or for a negative label.
         """
         margins = _margins(self.evaluate(function, what, None), what)
-        count = max(len(margins), len(colors))
-        colors = colors if len(colors) >= count else class_colors(count)
-        labels = margins.argmax(0)
+        labels, count = margins.argmax(0), len(margins)
         self.draw_image(
             panel,
             labels,
-            cmap=ListedColormap([paler(c) for c in colors]),
+            cmap=ListedColormap([paler(c) for c in class_colors(count)]),
             vmin=-0.5,
             vmax=count - 0.5,
             interpolation="nearest",

@@ -54,7 +54,7 @@ def violation_map(
     plane = Plane(extent, resolution)
     violated = np.maximum(plane.evaluate(violation, "violation"), 0.0)
     height = plane.evaluate(potential, "potential")
-    figure, ((panel,),) = new_planes(beside=0.8)
+    figure, ((panel,),) = new_planes(beside=1.2)
     largest = float(violated.max())
     image = plane.draw_image(
         panel,

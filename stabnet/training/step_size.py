@@ -86,7 +86,7 @@ def step_size_sensitivity(
 
     Args:
         model: the model.
-        loader: batches ``(x, y)``, the same ones in every pass; integer ``y`` are class labels,
+        loader: batches ``(x, y)``, the same ones in all processes; integer ``y`` are class labels,
             floating-point ones values.
         factor: what the step sizes are divided by, above 1.
         samples: the first so many are used, at least 1.

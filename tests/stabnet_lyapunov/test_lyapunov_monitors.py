@@ -193,12 +193,15 @@ def test_what_is_not_finite_does_not_decay():
         assert (report.share, report.worst_ratio) == (0.0, math.inf)
 
 
-def test_the_finding_is_sampled_evidence_and_no_more():
+def test_the_finding_is_sampled_evidence_at_most_and_falsified_by_an_exception():
     x = points()
     guarantee = decay_share(make(), x, torch.zeros_like(x), kappa=2.0).guarantee()
     assert guarantee.status == "sampled"
-    assert "8 inputs at 10 times" in guarantee.detail
+    assert "100 % of 8 inputs × 10 times" in guarantee.detail
     assert "perturbed" in guarantee.claim
+    faster = decay_share(make(), x, torch.zeros_like(x), kappa=2.25, slack=1.1).guarantee()
+    assert faster.status == "falsified"
+    assert "30 % of 8 inputs × 10 times" in faster.detail
 
 
 # Early termination.
