@@ -60,7 +60,7 @@ def test_listing_a_plugin_of_the_readme_does_not_import_torch(site):
 
 
 def test_examples_of_the_readme_run(site):
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     code = (
         f"import os; os.chdir({str(site.path)!r})\n"
         + EXAMPLES[0]
@@ -74,6 +74,10 @@ def test_examples_of_the_readme_run(site):
     code += EXAMPLES[2] + (
         "assert solution.converged.all() and again.nfe == 1\n"
         "assert solution.backward.converged.all()\n"
+    )
+    code += EXAMPLES[3] + (
+        "assert 0 < logs['violations'] < 1 and states.shape == (3, 8, 10)\n"
+        "assert model.dynamics.vector_field.first.weight.grad.any()\n"
     )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
