@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Context, Potential
 
+from .forward_mode import jvp
+
 __all__ = ["Loss", "SupervisedPotential"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -181,9 +183,7 @@ class SupervisedPotential(Potential):
             with torch.inference_mode(False), torch.no_grad():
                 copied = pytree.tree_map_only(Tensor, torch.clone, (z, velocity, context))
                 return self._rate_by_jvp(*copied)
-        # Forward mode takes no expanded tensors.
-        states, velocity = z.expand_as(velocity).contiguous(), velocity.contiguous()
-        return torch.func.jvp(value, (states,), (velocity,))[:2]
+        return jvp(value, z.expand_as(velocity), velocity)
 
     def _outputs(self, z: Tensor, context: Context | None) -> Tensor:
         """Return ``ψ(z)``, with the leading dimensions of ``z``, at least in single precision."""

@@ -32,6 +32,7 @@ HEADS = {
     "network": lambda: nn.Sequential(nn.Linear(N, 6), nn.Tanh(), nn.Linear(6, C)),
     "orthogonal": lambda: stabnet.build("orthogonal", kind="head", in_features=N, num_outputs=C),
     "normalized": _normalized,
+    "layer_normalized": lambda: nn.Sequential(nn.LayerNorm(N), nn.Linear(N, C)),
     "hooked": lambda: _hooked(nn.Linear(N, C)),
 }
 
@@ -87,7 +88,7 @@ def _value_gradient_rate(reference, z, target, velocity):
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.booleans())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(shape=shapes, seed=st.integers(0, 99), truncation=st.sampled_from([0.0, 1e-6, 1.5]))
 @pytest.mark.parametrize("head_name", HEADS)
 @pytest.mark.parametrize("loss", LOSSES)
@@ -138,7 +139,7 @@ def test_states_without_samples_are_sets_of_one(loss, head_name):
         torch.testing.assert_close(one, many.squeeze(1))
 
 
-@pytest.mark.parametrize("head_name", ["linear_bias", "network", "orthogonal"])
+@pytest.mark.parametrize("head_name", ["linear_bias", "network", "orthogonal", "layer_normalized"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_values_and_rates_are_differentiable(loss, head_name):
     head, generator = _head(head_name), torch.Generator().manual_seed(2)
