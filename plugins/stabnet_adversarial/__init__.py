@@ -11,9 +11,9 @@ from .references import IFGSM as _IFGSM
 from .references import LYADEQ, TORCHATTACKS
 from .references import PGD as _PGD
 
-__all__ = ["IFGSM", "PGD", "paper_steps", "stabnet_register"]
+__all__ = ["IFGSM", "PGD", "PGDL2", "paper_steps", "stabnet_register"]
 
-_LAZY = {"IFGSM": ".linf", "PGD": ".linf", "paper_steps": ".steps"}
+_LAZY = {"IFGSM": ".linf", "PGD": ".linf", "PGDL2": ".l2", "paper_steps": ".steps"}
 
 
 @stabnet.hookimpl
@@ -32,6 +32,13 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         summary="projected gradient ascent in the l-infinity ball from a random start",
         reference=(_PGD, TORCHATTACKS, LYADEQ),
         example={"eps": 4 / 255, "steps": 2},
+    )
+    registrar.attack(
+        "pgd_l2",
+        "stabnet_adversarial.l2:PGDL2",
+        summary="projected gradient ascent in the l2 ball from a random start",
+        reference=_PGD,
+        example={"eps": 64 / 255, "steps": 3},
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stabnet import InvalidOptionError, MissingExtraError
+from stabnet import MissingExtraError
 from stabnet.interfaces import Attack
 from stabnet.robustness import (
     AttackError,
@@ -20,7 +20,7 @@ from stabnet.robustness import (
     eval_mode,
 )
 
-from .steps import check_radius, paper_steps
+from .steps import check_radius, check_steps, paper_steps
 
 __all__ = ["IFGSM", "PGD"]
 
@@ -119,13 +119,7 @@ def _checked(eps: float, step_size: float, steps: int | None) -> int:
     """Check the options and return the number of steps."""
     check_radius("eps", eps)
     check_radius("step_size", step_size)
-    if steps is None:
-        return paper_steps(eps)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidOptionError(
-            f"steps={steps!r} must be a whole number, at least 1; or None for the paper's formula"
-        )
-    return steps
+    return paper_steps(eps) if steps is None else check_steps(steps)
 
 
 def _torchattacks() -> Any:

@@ -6,7 +6,7 @@ import math
 
 from stabnet import InvalidOptionError
 
-__all__ = ["check_radius", "paper_steps"]
+__all__ = ["check_radius", "check_steps", "paper_steps"]
 
 ROUNDING = 1e-6
 """Far above the rounding error of ``255 · eps``, far below any radius that differs on purpose."""
@@ -44,3 +44,14 @@ def check_radius(option: str, value: float) -> None:
             f"{option}={value!r} must lie in (0, 1]; it is in units of images in [0, 1], so eight "
             "grey levels are written 8/255"
         )
+
+
+def check_steps(steps: int) -> int:
+    """Return a number of steps if it is a whole number and at least 1.
+
+    Raises:
+        InvalidOptionError: otherwise.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InvalidOptionError(f"steps={steps!r} must be a whole number, at least 1")
+    return steps
