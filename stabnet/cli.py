@@ -237,6 +237,14 @@ def attack(
     ] = None,
     images: Annotated[int | None, typer.Option(help="Test images (by default all)")] = None,
     protocol: Annotated[str, typer.Option(help="Which attacks: 'paper'.")] = "paper",
+    name: Annotated[
+        str | None,
+        typer.Option("--attack", help="One attack instead, such as pgd_l2; see `stabnet list`."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of --attack; may be repeated."),
+    ] = None,
     batch_size: BatchSize = 128,
     device: Device = None,
     seed: Seed = 0,
@@ -244,6 +252,8 @@ def attack(
     download: Download = False,
 ) -> None:
     """Attack a trained model and print what it withstands."""
+    if settings and name is None:
+        raise InvalidOptionError("--set is for an option of --attack; name the attack")
     report = attack_file(
         source,
         data=data,
@@ -251,6 +261,7 @@ def attack(
         download=download,
         images=images,
         protocol=protocol,
+        attack=name and {**_assignments(settings or ()), "name": name},
         batch_size=batch_size,
         device=device,
         seed=seed,

@@ -75,6 +75,7 @@ def attack_file(
     download: bool = False,
     images: int | None = None,
     protocol: str = "paper",
+    attack: str | Mapping[str, Any] | None = None,
     batch_size: int = 128,
     device: str | None = None,
     seed: int = 0,
@@ -88,6 +89,8 @@ def attack_file(
         download: whether to download a data set that is missing.
         images: how many test images; all of them if ``None``.
         protocol: ``"paper"``, see :func:`stabnet.robustness.paper_protocol`.
+        attack: one registered attack, by name or as a dict of name and options, in place of the
+            protocol.
         batch_size: images per batch.
         device: where the model runs; the CPU if ``None``.
         seed: of the attacks' random starts.
@@ -104,7 +107,12 @@ def attack_file(
         raise InvalidOptionError(f"images={images}; attack at least one")
     model, dataset = _model_and_data(source, data, root, download, device)
     batches = stabnet.data.loader(dataset.test, batch_size=batch_size)
-    report = stabnet.robustness.paper_protocol(model, batches, max_images=images, seed=seed)
+    if attack is None:
+        report = stabnet.robustness.paper_protocol(model, batches, max_images=images, seed=seed)
+    else:
+        report = stabnet.robustness.attack_report(
+            model, batches, [attack], max_images=images, seed=seed
+        )
     if source.is_dir():
         report.write_json(source / "robustness.json")
     return report

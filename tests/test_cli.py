@@ -290,6 +290,18 @@ def test_attack_takes_a_bare_checkpoint_with_the_name_of_its_data(run, trained):
     assert "ifgsm" in out
 
 
+def test_attack_of_choice_is_reported_in_its_norm(run, trained):
+    options = ("--set", "eps=0.5", "--set", "steps=3")
+    status, out, _ = run("attack", trained, "--images", "9", "--attack", "pgd_l2", *options)
+    assert status == 0
+    assert "| pgd_l2 | l2 | 127.5/255 | 3 |" in out
+    (row,) = json.loads((trained / "robustness.json").read_text())["results"]
+    assert (row["attack"], row["norm"], row["eps"], row["images"]) == ("pgd_l2", "l2", 0.5, 9)
+    check_refused(run("attack", trained, "--attack", "pgd_l3"), "pgd_l2")
+    check_refused(run("attack", trained, "--attack", "pgd_l2", "--set", "r=1"), "no option 'r'")
+    check_refused(run("attack", trained, "--set", "eps=1"), "name the attack")
+
+
 def test_attack_refuses_with_one_clean_message(run, trained, tmp_path):
     weights = trained / "model.safetensors"
     check_refused(run("attack", tmp_path / "nothing"), "no checkpoint at")

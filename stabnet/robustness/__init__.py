@@ -6,6 +6,7 @@ The service knows no attack by its class; it asks for attacks by name.
 from ..checks import seeded
 from ._batches import checked_batches
 from ._checks import AttackError, check_images, check_logits, check_perturbation, perturbation
+from ._chosen import attack_report
 from ._evaluate import attack_model
 from ._isolation import eval_mode
 from ._masking import masking_warnings
@@ -20,6 +21,7 @@ __all__ = [
     "CleanResult",
     "RobustnessReport",
     "attack_model",
+    "attack_report",
     "check_images",
     "check_logits",
     "check_perturbation",

@@ -1,4 +1,4 @@
-"""Signs of gradient masking: a model that hides its gradient looks robust without being it."""
+"""Signs of gradient masking, and of attacks too short to find anything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def masking_warnings(
     random_start: Sequence[AttackResult] = (),
     single_step: Sequence[AttackResult] = (),
 ) -> tuple[str, ...]:
-    """Return what looks like gradient masking, in words; empty if nothing does.
+    """Return what looks like gradient masking or a void attack, in words; empty if nothing does.
 
     A warning is a reason to distrust the numbers, no proof; silence proves nothing either.
 
@@ -41,7 +41,9 @@ def masking_warnings(
         - images have an input gradient that is exactly zero or not finite;
         - a random start finds clearly more than a start at the image, at the same radius;
         - a single step finds clearly more than many, at the same radius;
-        - solves do not converge, so that implicit gradients are not the model's.
+        - solves do not converge, so that implicit gradients are not the model's;
+        - the steps are together shorter than the radius, so that the attack hardly leaves its
+          start.
 
     References:
         Athalye, Carlini and Wagner 2018, "Obfuscated gradients give a false sense of security",
@@ -54,6 +56,7 @@ def masking_warnings(
         *_blind_at_the_image(results, random_start),
         *_worse_by_iterating(results, single_step),
         *_unconverged(iterative),
+        *_short(iterative),
     )
 
 
@@ -69,8 +72,9 @@ def _exceeds(high: float, low: float, images: int) -> bool:
 
 
 def _flat_curves(results: Sequence[AttackResult]) -> Iterator[str]:
-    for name in dict.fromkeys(r.attack for r in results):
-        curve = sorted((r for r in results if r.attack == name), key=lambda r: r.eps)
+    for name, norm in dict.fromkeys((r.attack, r.norm) for r in results):
+        same = (r for r in results if (r.attack, r.norm) == (name, norm))
+        curve = sorted(same, key=lambda r: r.eps)
         first, last = curve[0], curve[-1]
         clean, low = first.clean_accuracy, last.robust_accuracy
         # What is lost grows about linearly with the radius, until nothing is left to lose.
@@ -139,3 +143,13 @@ def _unconverged(results: Sequence[AttackResult]) -> Iterator[str]:
             f"{pixels(worst.eps)} ({before:.1%} on the clean images); implicit gradients are "
             "inexact there. Attack with a tighter solver too"
         )
+
+
+def _short(results: Sequence[AttackResult]) -> Iterator[str]:
+    for r in results:
+        reach = r.steps * (r.eps if r.step_size is None else r.step_size)
+        if reach < r.eps * (1 - 1e-6):  # 2/255 in two steps of 1/255 is no shorter
+            yield (
+                f"the {r.steps} steps of {r.attack} travel {pixels(reach)} in {r.norm}, less than "
+                f"the radius {pixels(r.eps)}: most of the ball is never searched"
+            )

@@ -39,20 +39,35 @@ class RobustnessReport:
     def caveat(self) -> str:
         """How the numbers are to be read."""
         steps = sorted({r.steps for r in self.results})
+        count = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+        if {r.attack for r in self.results} == {"ifgsm", "pgd"}:
+            weak = (
+                f"This protocol is weak: {count} gradient steps on the cross entropy, one start, "
+                "no restarts. Accuracy under it is an upper bound of the true robust accuracy, and "
+                "no certificate. From a random start so few steps may not reach the far side of "
+                "the ball, so PGD can come out weaker than I-FGSM."
+            )
+        else:
+            weak = (
+                f"With {count} gradient steps an image this is no ensemble of strong attacks. "
+                "Accuracy under it is an upper bound of the true robust accuracy in the norm "
+                f"{self._norms}, says nothing about other norms, and is no certificate."
+            )
         return (
             "An image counts as robust only if it is classified rightly before and after the "
-            f"attack. This protocol is weak: {steps[0]} to {steps[-1]} gradient steps on the cross "
-            "entropy, one start, no restarts. Accuracy under it is an upper bound of the true "
-            "robust accuracy, and no certificate. From a random start so few steps may not reach "
-            "the far side of the ball, so PGD can come out weaker than I-FGSM. Stability in the "
-            "state is not robustness in the input."
+            f"attack. {weak} Stability in the state is not robustness in the input."
         )
+
+    @property
+    def _norms(self) -> str:
+        """The norms of the attacks, in words."""
+        return " or ".join(dict.fromkeys(r.norm for r in self.results))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one plain row for the clean images and one per result."""
         clean = {
             "attack": "none",
-            "norm": "linf",
+            "norm": self._norms,
             "eps": 0.0,
             "steps": 0,
             "step_size": None,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from stabnet.robustness import (
     CleanResult,
     RobustnessReport,
     attack_model,
+    attack_report,
     masking_warnings,
     paper_protocol,
 )
@@ -64,7 +66,8 @@ def report(model: nn.Module, **options: object) -> RobustnessReport:
 
 def result(name: str, pixels: float, robust: int, clean: int = 970, steps: int = 5) -> AttackResult:
     before = CleanResult(images=1000, correct=clean, dead_gradients=0)
-    return AttackResult(name, "linf", pixels / 255, steps, 1 / 255, 0, before, robust, pixels / 255)
+    eps = pixels / 255
+    return AttackResult(name, "linf", eps, steps, 1.2 * eps / steps, 0, before, robust, eps)
 
 
 def test_protocol_is_that_of_the_paper() -> None:
@@ -165,6 +168,45 @@ def test_report_says_how_it_is_to_be_read() -> None:
     caveat = report(Linear()).caveat
     for words in ("weak: 2 to 10 gradient steps", "upper bound", "before and after the attack"):
         assert words in caveat
+
+
+def test_attacks_of_choice_are_reported_each_in_its_norm() -> None:
+    x, y, _ = data()
+    batches = [(x[:200], y[:200]), (x[200:], y[200:])]
+    attacks = [{"name": "pgd_l2", "eps": 64 / 255}, "ifgsm"]
+    found = attack_report(Linear(), batches, attacks, max_images=250, seed=3)
+    alone = [attack_model(Linear(), batches, a, max_images=250, seed=3) for a in attacks]
+    assert found.results == tuple(alone)
+    assert [r["norm"] for r in found.rows()] == ["l2 or linf", "l2", "linf"]
+    assert "robust accuracy in the norm l2 or linf, says nothing about other" in found.caveat
+    assert found.warnings == ()
+    only = attack_report(Linear(), batches, attacks[:1])
+    assert "With 20 gradient steps an image" in only.caveat
+    assert "in the norm l2, says nothing" in only.caveat
+    lines = only.to_markdown().splitlines()
+    assert any(line.startswith("| pgd_l2 | l2 | 64/255 | 20 | 8/255 | 300 |") for line in lines)
+
+
+@pytest.mark.parametrize("attacks", [[], "pgd_l2", {"name": "pgd_l2"}])
+def test_attacks_of_choice_are_a_sequence_of_at_least_one(attacks: object) -> None:
+    x, y, _ = data()
+    with pytest.raises(stabnet.InvalidOptionError, match="sequence of at least one attack"):
+        attack_report(Linear(), [(x, y)], attacks)  # type: ignore[arg-type]
+
+
+def test_steps_that_cannot_cross_the_ball_raise_a_warning() -> None:
+    x, y, _ = data()
+    void = {"name": "pgd_l2", "eps": 127 / 255, "step_size": 2 / 255, "steps": 10}
+    (warning,) = attack_report(Linear(), [(x, y)], [void]).warnings
+    assert "10 steps of pgd_l2 travel 20/255 in l2, less than the radius 127/255" in warning
+    just = {**void, "eps": 20 / 255}
+    assert attack_report(Linear(), [(x, y)], [just]).warnings == ()
+
+
+def test_curves_of_two_norms_are_not_taken_for_one() -> None:
+    curve = [result("mine", e, r) for e, r in ((4, 500), (127, 495))]
+    assert len(masking_warnings(curve)) == 1
+    assert masking_warnings([curve[0], replace(curve[1], norm="l2")]) == ()
 
 
 def test_markdown_has_every_column_and_row() -> None:
