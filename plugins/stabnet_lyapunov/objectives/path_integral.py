@@ -47,8 +47,9 @@ class LyapunovPathIntegral(Objective):
 
     Gradients flow through the trajectory. The model runs once, as in a plain forward, and what is
     evaluated besides (the field at the states kept, the reading of states) leaves the statistics
-    of batch normalization alone; dropout there draws masks of its own. That the condition holds at the states kept is evidence of decay
-    along these trajectories, not proof, and says nothing of perturbed inputs.
+    of batch normalization alone; dropout there draws masks of its own. That the condition holds at
+    the states kept is evidence of decay along these trajectories, not proof, and says nothing of
+    perturbed inputs.
 
     Args:
         mode: what ``kappa`` and ``detach`` come to if ``None``. ``"paper"``: κ = 5 (continuous) or
