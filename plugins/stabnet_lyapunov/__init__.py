@@ -19,6 +19,7 @@ _LAZY = {
     "Hypercube": ".samplers",
     "LyapunovMonteCarlo": ".objectives.monte_carlo",
     "LyapunovPathIntegral": ".objectives.path_integral",
+    "Nero": ".nero",
     "PiecewiseConvField": ".fields.piecewise_conv",
     "RateSchedule": ".objectives.schedules",
     "Residual": ".blocks",
@@ -47,6 +48,7 @@ __all__ = [
     "Hypercube",
     "LyapunovMonteCarlo",
     "LyapunovPathIntegral",
+    "Nero",
     "PiecewiseConvField",
     "RateSchedule",
     "Residual",
@@ -171,4 +173,12 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         summary="ResNet-18 as a discrete-time system of residual blocks",
         reference=references.RESNET,
         example={"in_shape": (1, 8, 8), "num_outputs": 3},
+    )
+    registrar.optimizer(
+        "nero",
+        "stabnet_lyapunov.nero:Nero",
+        summary="turns every neuron by a relative step, its weights balanced and of unit norm",
+        reference=references.NERO,
+        # The kit's model has an equilibrium, which cells with weights of unit norm need not have.
+        example={"constrained": "convolutions"},
     )

@@ -14,6 +14,7 @@ from .monitors import DecayReport as DecayReport
 from .monitors import EarlyTermination as EarlyTermination
 from .monitors import decay_share as decay_share
 from .monitors import early_termination as early_termination
+from .nero import Nero as Nero
 from .objectives.monte_carlo import LyapunovMonteCarlo as LyapunovMonteCarlo
 from .objectives.path_integral import LyapunovPathIntegral as LyapunovPathIntegral
 from .objectives.schedules import GainSchedule as GainSchedule
@@ -36,6 +37,7 @@ __all__ = [
     "Hypercube",
     "LyapunovMonteCarlo",
     "LyapunovPathIntegral",
+    "Nero",
     "PiecewiseConvField",
     "RateSchedule",
     "Residual",
