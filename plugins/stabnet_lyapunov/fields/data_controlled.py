@@ -143,7 +143,7 @@ class DataControlledField(VectorField):
                 formula="|z_k(0)| ≤ corner ⇒ |z_k(t)| ≤ corner",
                 source="[LyaNet] released code, simplex restriction",
                 status="by construction",
-                assumptions=("exact flow; for a one-step method see its own steps",),
+                assumptions=("the exact flow: a numerical step may leave the cube by its error",),
             ),
         )
 
