@@ -86,12 +86,18 @@ def seconds(run: Run, device: torch.device) -> float:
 
 
 def medians(runs: dict[str, Run], device: torch.device, rounds: int) -> dict[str, float]:
-    """Return median times, all runs in turn; a short one runs once untimed before each."""
+    """Return median times, all runs in turn.
+
+    A run of less than a second is called once untimed before each time, since whatever ran before
+    has emptied the caches; a longer one is timed in the first three rounds only.
+    """
     rough = {name: seconds(run, device) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    for i in range(rounds):
         for name, run in runs.items():
             if rough[name] < 1:
                 run()
+            elif i > 2:
+                continue
             times[name].append(seconds(run, device))
     return {name: statistics.median(t) for name, t in times.items()}
