@@ -37,6 +37,7 @@ import stabnet
 LINF, L2, STEP, STEPS = 8 / 255, 127 / 255, 2 / 255, 10
 TIMES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 BATCH = {"LyaNet": 64}
+RELEASED_NERO = {"name": "nero", "beta": 0.9, "constrained": "convolutions"}
 MODELS = ("ResNet-18", "Continuous net", "Continuous LyaNet", "Neural ODE", "LyaNet")
 
 
@@ -134,7 +135,7 @@ def experiment(label: str, data: stabnet.data.Splits, args: argparse.Namespace) 
         epochs=args.epochs,
         batch_size=size,
         learning_rate=args.learning_rate,
-        optimizer=args.optimizer,
+        optimizer=RELEASED_NERO if args.optimizer == "nero" else args.optimizer,
         run_dir=args.out / label.replace(" ", "-"),
         seed=args.seed,
         device=args.device,
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="of the Monte Carlo loss")
     parser.add_argument("--kappa", type=float, default=5.0, help="rate of the decay to look for")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--optimizer", default="adam", help="adam, …, or nero as it was released")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--images", type=int, default=1000, help="test images to attack")
     parser.add_argument("--device", help="such as cuda; the best there is by default")
