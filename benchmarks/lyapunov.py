@@ -227,7 +227,7 @@ def setting(args: argparse.Namespace) -> dict[str, Any]:
     name = torch.cuda.get_device_name(args.device) if cuda else f"CPU, {platform.machine()}"
     text = (
         f"Made with `{shlex.join(command)}`; torch {torch.__version__}, {name}, {os.cpu_count()} "
-        f"CPUs, {args.threads} thread(s); float32."
+        f"CPUs, {args.threads} thread(s); float32. Load average at the end: {_load()}."
     )
     return {
         "command": shlex.join(command),
@@ -235,6 +235,11 @@ def setting(args: argparse.Namespace) -> dict[str, Any]:
         "device": name,
         "text": text,
     }
+
+
+def _load() -> str:
+    """Return how busy the machine is: other processes take caches and memory bandwidth."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -251,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     rounds = 2 if args.quick else 5
     full = Size("simplex", 8, 16, 10, 8) if args.quick else Size()
-    record: dict[str, Any] = {"setting": setting(args), "disagreement": {}, "results": []}
+    record: dict[str, Any] = {"disagreement": {}, "results": []}
     measured: dict[Size, int] = {}
     record["by"] = {"samples": [], "batch": [], "classes": []}
     for form in FORMS:
@@ -269,6 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     record["rk4"] = integration(args.device, rounds, full)
     record["training"] = training(args.device, rounds, full)
     record["targets"] = verdicts(record)
+    record["setting"] = setting(args)
     args.out.mkdir(parents=True, exist_ok=True)
     stem = f"lyapunov-{args.device.type}{'-quick' if args.quick else ''}"
     (args.out / f"{stem}.md").write_text(markdown(record))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from stabnet.plots import save_figure
 
@@ -84,6 +85,9 @@ def plot(record: dict[str, Any], path: Path) -> None:
                     style = {"color": f"C{i}", "marker": marker, "label": f"{name}, {form}"}
                     axis.plot(*zip(*points, strict=True), **style)
             axis.set(xscale="log", yscale="log")
+            counts = sorted({r[by] for r in results})
+            axis.set_xticks(counts, [str(n) for n in counts])
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.grid(alpha=0.3)
     for axis, by in zip(axes[1], record["by"], strict=True):
         axis.set_xlabel(by)
