@@ -3,6 +3,8 @@ import stabnet
 from .blocks import AveragePool as AveragePool
 from .blocks import Residual as Residual
 from .blocks import Stitch as Stitch
+from .certificate import LyapunovCertificate as LyapunovCertificate
+from .certificate import lyapunov_certificate as lyapunov_certificate
 from .fields.data_controlled import DataControlledField as DataControlledField
 from .fields.data_controlled import least_gain as least_gain
 from .fields.piecewise_conv import PiecewiseConvField as PiecewiseConvField
@@ -35,6 +37,7 @@ __all__ = [
     "EarlyTermination",
     "GainSchedule",
     "Hypercube",
+    "LyapunovCertificate",
     "LyapunovMonteCarlo",
     "LyapunovPathIntegral",
     "Nero",
@@ -52,6 +55,7 @@ __all__ = [
     "hypercube_size",
     "least_gain",
     "lyanet",
+    "lyapunov_certificate",
     "neural_ode",
     "resnet18",
     "stabnet_register",

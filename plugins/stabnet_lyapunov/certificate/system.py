@@ -1,0 +1,192 @@
+"""The system that the certificate speaks of, read from a model as it stands."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations, pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stabnet import Flow, StabilityModel
+from stabnet.bounds import interval
+
+from ..fields.data_controlled import DataControlledField
+from .scheme import Scheme, exact_flow, runge_kutta
+
+__all__ = ["NotCoveredError", "System", "read_system"]
+
+MAX_CLASSES = 3
+"""More classes make a state too large for a covering."""
+
+
+class NotCoveredError(Exception):
+    """Why a model is not one that the covering speaks of; then only samples can be looked at."""
+
+
+@dataclass(frozen=True)
+class System:
+    r"""The simplex form of the data-controlled field, from a state that no input moves.
+
+    States are written by how far they are wrong, in a frame that depends on the label :math:`y`:
+    the margins :math:`m_k = z_k - z_y` of the other classes, in ascending order, and last the sum
+    :math:`\sigma = \sum_k z_k`. The potential depends on the margins alone, and since the targets
+    :math:`\mathrm{corner}\,(2p - 1)` all have the sum :math:`\mathrm{corner}\,(2 - C)`, the sum of
+    a state moves from its start straight towards that, whatever the input.
+
+    Attributes:
+        model: a copy of the model in float64 and eval mode.
+        classes: :math:`C`.
+        rate: :math:`a = \mathrm{rate} \cdot \mathrm{gain} / C` of :math:`\dot z = a (s(z) - z)`.
+        corner: half the side of the cube.
+        start: the initial state.
+        span: length of the time interval.
+        order: per label, the other classes in ascending order and then the label.
+        first: per label, the weight of the first layer in the frame, each entry rounded once.
+        first_bias: bias of the first layer.
+        gaps: weight and bias of :math:`r_i - r_j` for all :math:`i < j`, each entry rounded once.
+        activation: the field's activation.
+        flow: the flow itself, as a scheme.
+        steps: the steps that the model takes; none if its integrator takes no fixed steps.
+    """
+
+    model: StabilityModel
+    classes: int
+    rate: Fraction
+    corner: Fraction
+    start: tuple[Fraction, ...]
+    span: Fraction
+    order: Tensor
+    first: Float[Tensor, "labels h n"]
+    first_bias: Float[Tensor, " h"]
+    gaps: tuple[Float[Tensor, "pairs h"], Float[Tensor, " pairs"]]
+    activation: nn.Module
+    flow: Scheme
+    steps: tuple[Scheme, ...]
+
+    def features(
+        self, lower: Float[Tensor, "batch ..."], upper: Float[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch h h"], Float[Tensor, "batch h h"]]:
+        """Return sound bounds of the matrices that inputs in a box are mapped to."""
+        for module in (self.model.normalize, self.model.backbone):
+            lower, upper = interval(module, lower, upper, sound=True)
+        width = len(self.first_bias)
+        return lower.reshape(-1, width, width), upper.reshape(-1, width, width)
+
+    def states(
+        self, framed: Float[Tensor, "batch points n"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch points n"]:
+        """Return the states of margins and sums, up to rounding."""
+        margins, total = framed[..., :-1], framed[..., -1:]
+        own = (total - margins.sum(-1, keepdim=True)) / self.classes
+        z = torch.cat([margins + own, own], -1)
+        return z.gather(-1, self.order.argsort(1)[y][:, None].expand_as(z))
+
+    def sums(self) -> tuple[Fraction, Fraction]:
+        """Return the sum of the initial state's entries, and of the targets'."""
+        return sum(self.start, Fraction(0)), self.corner * (2 - self.classes)
+
+
+def read_system(model: nn.Module) -> System:
+    """Read a model's system, as it stands.
+
+    Raises:
+        NotCoveredError: says why the covering does not speak of it.
+    """
+    field, flow = _parts(model)
+    assert isinstance(model, StabilityModel)
+    double = copy.deepcopy(model).double().eval()
+    exact, _ = _parts(double)
+    classes = field.state_shape[0]
+    rate = Fraction(float(field.gain)) * Fraction(field.rate) / classes
+    start = _start(flow, classes)
+    order = torch.tensor([[*(k for k in range(classes) if k != y), y] for y in range(classes)])
+    weight, last = exact.first.weight.detach(), exact.last
+    pairs = list(combinations(range(classes), 2))
+    rows, offsets = (
+        torch.stack([t[i] - t[j] for i, j in pairs])
+        for t in (last.weight.detach(), last.bias.detach())
+    )
+    return System(
+        model=double,
+        classes=classes,
+        rate=rate,
+        corner=Fraction(field.corner),
+        start=start,
+        span=Fraction(flow.times[-1]) - Fraction(flow.times[0]),
+        order=order,
+        first=torch.stack([_in_frame(weight, y.tolist()) for y in order]),
+        first_bias=exact.first.bias.detach(),
+        gaps=(rows, offsets),
+        activation=exact.activation,
+        flow=exact_flow(rate),
+        steps=_steps(flow, rate),
+    )
+
+
+def _parts(model: nn.Module) -> tuple[DataControlledField, Flow]:
+    """Return field and flow of a model, or raise."""
+    if not isinstance(model, StabilityModel) or not isinstance(model.dynamics, Flow):
+        raise NotCoveredError("it is no flow of a vector field")
+    flow, field = model.dynamics, model.dynamics.vector_field
+    if not isinstance(field, DataControlledField) or field.form != "simplex":
+        raise NotCoveredError(
+            "bounds are known for the data-controlled field in simplex form alone"
+        )
+    if flow.initial == "features":
+        raise NotCoveredError("its initial state depends on the input")
+    if type(model.head) is not nn.Identity:
+        raise NotCoveredError("its head is not the identity")
+    if field.state_shape[0] > MAX_CLASSES:
+        raise NotCoveredError(
+            f"a state of {field.state_shape[0]} entries is too large for a covering, which takes "
+            f"up to {MAX_CLASSES}"
+        )
+    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        raise NotCoveredError("it has forward hooks, which may change what it computes")
+    if {"forward", "choice"} & vars(field).keys():
+        raise NotCoveredError("its field computes something else than its class")
+    if flow.times[-1] <= flow.times[0]:
+        raise NotCoveredError("its times do not increase")
+    return field, flow
+
+
+def _start(flow: Flow, classes: int) -> tuple[Fraction, ...]:
+    if flow.initial == "learned":
+        return tuple(map(Fraction, flow.start.detach().double().tolist()))
+    return (Fraction(0),) * classes
+
+
+def _in_frame(weight: Float[Tensor, "h n"], order: Sequence[int]) -> Float[Tensor, "h n"]:
+    r"""Return the matrix that takes margins and sum to :math:`W_1 z`, rounded from exact numbers.
+
+    With :math:`z_k = m_k + z_y` and :math:`z_y = (\sigma - \sum_k m_k) / n`.
+    """
+    rows = []
+    for row in weight.tolist():
+        exact = [Fraction(row[k]) for k in order]
+        mean = sum(exact, Fraction(0)) / len(order)
+        rows.append([float(w - mean) for w in exact[:-1]] + [float(mean)])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _steps(flow: Flow, rate: Fraction) -> tuple[Scheme, ...]:
+    """Return the distinct steps that the flow's integrator takes.
+
+    How many there are is found by integrating nothing at all, and counting evaluations.
+    """
+    tableau = getattr(flow.integrator, "tableau", None)
+    if tableau is None or not hasattr(flow.integrator, "step_size"):
+        return ()
+    found: dict[Fraction, Scheme] = {}
+    for times in pairwise(flow.times):
+        nothing = torch.zeros(1, 1, dtype=torch.float64)
+        nfe = flow.integrator(lambda t, z, u: torch.zeros_like(z), nothing, times).nfe
+        steps = nfe // len(tableau.b)
+        step = Fraction((times[1] - times[0]) / steps)
+        found.setdefault(step, runge_kutta(tableau.a, tableau.b, rate, step))
+    return tuple(found.values())
