@@ -195,7 +195,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An option of the model; may be repeated."),
     ] = None,
-    objective: Annotated[str, typer.Option(help="What is minimized.")] = "cross_entropy",
+    objective: Annotated[
+        str, typer.Option(help="What is minimized: a name, or JSON of a name and options.")
+    ] = "cross_entropy",
     run_dir: Annotated[Path | None, typer.Option(help="Run folder (by default a new one)")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --run-dir.")
@@ -210,6 +212,7 @@ def train(
     if resume and run_dir is None:
         raise InvalidOptionError("--resume continues the run in --run-dir; name the folder")
     options = _assignments([*(settings or ()), *([f"backbone={backbone}"] if backbone else ())])
+    minimized = _assignments([f"objective={objective}"])["objective"]
     result = train_by_name(
         model,
         data=data,
@@ -218,7 +221,7 @@ def train(
         options=options,
         run_dir=run_dir,
         seed=seed,
-        objective=objective,
+        objective=minimized,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=lr,

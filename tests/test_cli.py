@@ -235,6 +235,15 @@ def test_same_seed_gives_the_same_weights_and_leaves_global_randomness_alone(
         assert torch.equal(again[name], tensor)
 
 
+def test_train_gives_the_objective_its_options(run, tmp_path):
+    objective = '{"name": "cross_entropy", "label_smoothing": 0.1}'
+    folder = tmp_path / "run"
+    status, _, _ = run("train", "deq", *TINY, "--run-dir", folder, "--objective", objective)
+    assert status == 0
+    objective = json.loads((folder / "config.json").read_text())["objective"]
+    assert objective["label_smoothing"] == 0.1
+
+
 def test_resume_continues_a_finished_run_without_training_again(run, trained):
     status, out, _ = run("train", "deq", *TINY, "--run-dir", trained, "--seed", "3", "--resume")
     assert status == 0
@@ -258,6 +267,10 @@ def test_resume_continues_a_finished_run_without_training_again(run, trained):
         (["deq", "--lr", "-1"], "learning_rate=-1"),
         (["deq", "--time-limit", "0"], "time_limit"),
         (["deq", "--objective", "mse"], "regression"),
+        (
+            ["deq", "--objective", '{"name": "cross_entropy", "smoothing": 1}'],
+            "no option 'smoothing'",
+        ),
         (["deq", "--resume"], "--run-dir"),
         (["deq", "--device", "nowhere"], "device='nowhere' cannot be used"),
     ],

@@ -156,6 +156,7 @@ class SupervisedPotential(Potential):
         weight, target = _affine(context), _target(context)
         if len(velocity) == 1 and velocity.ndim == len(self.state_shape) + 2:
             velocity = velocity.expand(len(target), *velocity.shape[1:])
+        _check_rows(len(velocity), target)
         if weight is None or callable(self.loss):
             return self._rate_by_jvp(z, velocity, context)
         outputs = self._outputs(z, context)
@@ -206,11 +207,8 @@ class SupervisedPotential(Potential):
     def _losses(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each output against its target."""
         shared = outputs.ndim == 3 and len(outputs) == 1
-        if len(outputs) != len(target) and not shared:
-            raise InvalidInputError(
-                f"{len(outputs)} rows of states do not fit {len(target)} targets; states have as "
-                "many rows, or (1, samples, …) where the targets share them"
-            )
+        if not shared:
+            _check_rows(len(outputs), target)
         if self.loss == "cross_entropy":
             _check_labels(outputs, target)
             logs = _log_softmax(outputs)
@@ -270,6 +268,14 @@ def _target(context: Context | None) -> Tensor:
             "context=Context(label=y, head=model.head)"
         )
     return context.label
+
+
+def _check_rows(rows: int, target: Tensor) -> None:
+    if rows != len(target):
+        raise InvalidInputError(
+            f"{rows} rows of states or velocities do not fit {len(target)} targets; they have as "
+            "many rows, or (1, samples, …) where the targets share them"
+        )
 
 
 def _check_labels(outputs: Tensor, label: Tensor) -> None:

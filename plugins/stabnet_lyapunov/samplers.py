@@ -256,7 +256,9 @@ def _times(flow: Flow, count: int, generator: torch.Generator | None) -> list[fl
     if generator is not None and host is None:
         host = torch.Generator().manual_seed(generator.initial_seed())
     start, end = flow.times[0], flow.times[-1]
-    return [end + (start - end) * s for s in torch.rand(count, generator=host).tolist()]
+    # Whole numbers, because a compiled program can take no others from a tensor.
+    drawn = torch.randint(2**24, (count,), generator=host).tolist()
+    return [end + (start - end) * (k / 2**24) for k in drawn]
 
 
 def _timed(drawn: Tensor, times: list[float]) -> Groups:

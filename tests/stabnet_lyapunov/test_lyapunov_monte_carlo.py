@@ -88,6 +88,22 @@ def test_the_rate_is_that_of_finite_differences_along_the_exact_flow(form, head)
     torch.testing.assert_close(rate, differences, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("sampler", ["hypercube", {"name": "ball", "times": 2}])
+def test_steps_compile_whole(sampler):
+    model, (x, y) = _model(), _batch()
+    objective = LyapunovMonteCarlo(samples=6, sampler=sampler)
+    compiled = torch.compile(
+        lambda x, y: objective(model, x, y)[0], fullgraph=True, backend="aot_eager"
+    )
+    torch.manual_seed(7)
+    found = compiled(x, y)
+    gradients = _gradients(model, found)
+    torch.manual_seed(7)
+    loss = objective(model, x, y)[0]
+    torch.testing.assert_close(found, loss)
+    torch.testing.assert_close(gradients, _gradients(model, loss))
+
+
 @pytest.mark.parametrize("sampler", ["hypercube", "ball", "trajectory"])
 @pytest.mark.parametrize("detach", [False, True])
 def test_loss_and_violations_are_those_of_a_loop_over_pairs(sampler, detach):
@@ -404,6 +420,31 @@ def test_values_can_be_regressed_on():
 # Options.
 
 
+def test_losses_of_values_have_no_accuracy():
+    def absolute(outputs, targets):
+        return (outputs - targets).abs().sum(1)
+
+    (x, _), potential = _batch(CLASSES), SupervisedPotential((CLASSES,), absolute)
+    objective = LyapunovMonteCarlo(
+        samples=4, potential=potential, sampler=Hypercube(2.0), terminal_weight=1.0
+    )
+    _, logs = objective(_model(), x, torch.rand(CLASSES, CLASSES))
+    assert "accuracy" not in logs
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_solution_that_diverges_is_wrong_and_spoils_no_loss_that_leaves_it_out(mode):
+    # Ten steps of rk4 are far too long for the released gain with so few classes.
+    model = _model(mode="official", field={"form": "direction", "rate": 20.0})
+    x, y = _batch()
+    assert not model(x).isfinite().any()
+    objective = LyapunovMonteCarlo("official", samples=4, terminal_weight=1.0 if mode else 0.0)
+    with torch.no_grad():
+        loss, logs = objective.eval()(model.eval(), x, y)
+    assert bool(loss.isfinite()) is not mode
+    assert logs["accuracy"] == 0
+
+
 def test_modes_come_to_what_is_documented():
     paper, official = LyapunovMonteCarlo(), LyapunovMonteCarlo("official")
     assert paper.rate(10) == 5.0
@@ -517,6 +558,8 @@ def test_a_learned_head_needs_a_size_and_a_gain_schedule_a_gain():
 def test_labels_that_do_not_fit_are_refused():
     with pytest.raises(InvalidInputError, match="label 3"):
         LyapunovMonteCarlo(samples=4)(_model(), _batch()[0], torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(InvalidInputError, match=r"4 rows .* 1 targets"):
+        LyapunovMonteCarlo(samples=4)(_model(), _batch()[0], torch.tensor([0]))
 
 
 # Training.

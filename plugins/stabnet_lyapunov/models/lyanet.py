@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
@@ -17,8 +16,6 @@ __all__ = ["lyanet", "neural_ode"]
 
 Part = str | Mapping[str, Any] | nn.Module
 
-_RK4: Mapping[str, Any] = MappingProxyType({"name": "rk4", "step_size": 0.1})
-
 
 def lyanet(
     *,
@@ -27,7 +24,7 @@ def lyanet(
     mode: Literal["paper", "official"] = "paper",
     backbone: Part | None = None,
     vector_field: Part | None = None,
-    integrator: Part = _RK4,
+    integrator: Part | None = None,
     state_size: int | None = None,
     head: Part = "identity",
     mean: Sequence[float] | None = None,
@@ -48,7 +45,7 @@ def lyanet(
         backbone: computes the features, once per input. For the default field they are a square
             number: ``{"name": "convnet", "width": 1024}``.
         vector_field: steers the state.
-        integrator: carries it from time 0 to 1.
+        integrator: carries it from time 0 to 1; ``None`` for ``rk4`` with steps of 0.1.
         state_size: entries of the state; ``num_outputs`` if ``None``.
         head: maps the state to outputs; by default it is the outputs.
         mean: mean per channel, for normalization inside the model.
@@ -81,7 +78,7 @@ def neural_ode(
     mode: Literal["paper", "official"] = "paper",
     backbone: Part | None = None,
     vector_field: Part | None = None,
-    integrator: Part = _RK4,
+    integrator: Part | None = None,
     state_size: int | None = None,
     head: Part = "identity",
     mean: Sequence[float] | None = None,
@@ -99,7 +96,8 @@ def neural_ode(
         mode: as of :func:`lyanet`.
         backbone: as of :func:`lyanet`.
         vector_field: as of :func:`lyanet`.
-        integrator: carries the state from time 0 to 1, and gradients back.
+        integrator: carries the state from time 0 to 1, and gradients back; ``None`` for ``rk4``
+            with steps of 0.1.
         state_size: as of :func:`lyanet`.
         head: as of :func:`lyanet`.
         mean: mean per channel, for normalization inside the model.
@@ -131,7 +129,7 @@ def _model(
     mode: str,
     backbone: Part | None,
     vector_field: Part | None,
-    integrator: Part,
+    integrator: Part | None,
     state_size: int | None,
     head: Part,
     mean: Sequence[float] | None,
@@ -146,6 +144,7 @@ def _model(
         kind="backbone",
         in_shape=tuple(in_shape),
     )
+    method = {"name": "rk4", "step_size": 0.1} if integrator is None else integrator
     field = stabnet.build(
         _field(mode, size) if vector_field is None else vector_field,
         kind="vector_field",
@@ -156,7 +155,7 @@ def _model(
         in_shape,
         num_outputs,
         features,
-        Flow(field, stabnet.build(integrator, kind="integrator")),
+        Flow(field, stabnet.build(method, kind="integrator")),
         stabnet.build(head, kind="head", in_features=size, num_outputs=num_outputs),
         mean,
         std,

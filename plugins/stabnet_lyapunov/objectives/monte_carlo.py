@@ -139,7 +139,8 @@ class LyapunovMonteCarlo(Objective):
         if self.supervision.weight or not self.training:
             solution: Solution = flow(u)
             terminal, found = self.supervision.terminal(model.read(solution.state), y)
-            loss = loss + self.supervision.weight * terminal
+            if self.supervision.weight:  # else a solution that diverges would make it NaN
+                loss = loss + self.supervision.weight * terminal
             logs |= {**found, "nfe": torch.full((), float(solution.nfe), device=loss.device)}
         return loss, {"loss": loss.detach(), **logs}
 

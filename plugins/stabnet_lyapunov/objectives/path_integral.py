@@ -147,7 +147,9 @@ class LyapunovPathIntegral(Objective):
         excess = terms(path, y, kappa)
         lyapunov = torch.relu(excess).mean()
         terminal, logs = self.supervision.terminal(path.outputs, y)
-        loss = lyapunov + self.supervision.weight * terminal
+        loss = (
+            lyapunov + self.supervision.weight * terminal if self.supervision.weight else lyapunov
+        )
         if isinstance(kappa, Tensor):
             logs["kappa"] = kappa.detach()
         return loss, {

@@ -54,13 +54,19 @@ class Supervision(nn.Module):
         self._given = potential if isinstance(potential, nn.Module) else None
         self._spec = potential
         self._built: dict[tuple[int, ...], Potential] = {}
-        self.loss: Any = getattr(self.potential((1,)), "loss", "cross_entropy")
+        self._truncation: float | None = None
+        example = self.potential((1,))
+        self.loss: Any = getattr(example, "loss", "cross_entropy")
+        if self._given is None and isinstance(example, SupervisedPotential):
+            self._truncation = example.truncation
         self.task = "regression" if self.loss == "squared_error" else "classification"
 
     def potential(self, state_shape: tuple[int, ...]) -> Potential:
         """Return the potential for states of a shape."""
         if isinstance(self._given, Potential):
             return self._given
+        if self._truncation is not None:  # building by name would not compile
+            return SupervisedPotential(state_shape, self.loss, self._truncation)
         if state_shape not in self._built:
             built: Potential = stabnet.build(self._spec, kind="potential", state_shape=state_shape)
             if any(True for _ in built.parameters()):
@@ -77,9 +83,13 @@ class Supervision(nn.Module):
         return Context(label=y, head=model.head if plain else model.decode)
 
     def terminal(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the plain, untruncated loss of outputs; and their accuracy, to log."""
+        """Return the plain, untruncated loss of outputs; and their accuracy, to log.
+
+        Outputs that are not finite are wrong.
+        """
         plain = SupervisedPotential(outputs.shape[1:], self.loss, truncation=0.0)
         loss = plain(outputs, Context(label=y)).mean()
-        if self.task == "regression":
+        if y.is_floating_point():
             return loss, {}
-        return loss, {"accuracy": (outputs.detach().argmax(1) == y).float().mean()}
+        right = (outputs.argmax(1) == y) & outputs.isfinite().all(1)
+        return loss, {"accuracy": right.float().mean()}
