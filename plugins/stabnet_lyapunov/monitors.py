@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 import stabnet
 from stabnet import Flow, InvalidInputError, InvalidOptionError, StabilityModel
 from stabnet.interfaces import Context, Guarantee, Potential
+from stabnet.robustness import eval_mode
 
 from .potential import SupervisedPotential
 
@@ -83,7 +83,8 @@ class EarlyTermination:
     Attributes:
         times: when its state is read.
         loss: mean loss at each time: cross entropy, or half the squared distance to target values.
-        accuracy: accuracy at each time; ``None`` for target values.
+        accuracy: accuracy at each time, outputs that are not finite being wrong; ``None`` for
+            target values.
         samples: how many samples there were.
     """
 
@@ -148,7 +149,7 @@ def decay_share(
     )
     parts: list[Tensor] = []
     eps = 0.0
-    with _evaluating(model, v):
+    with eval_mode(model), eval_mode(v), torch.no_grad():
         for inputs, labels in _batches((x, y), model):
             u = model.features(inputs)
             states = flow(u, grid).states
@@ -210,7 +211,7 @@ def early_termination(
     losses = torch.zeros(len(asked), dtype=torch.float64)
     right = torch.zeros(len(asked), dtype=torch.float64)
     samples, classified = 0, True
-    with _evaluating(model):
+    with eval_mode(model), torch.no_grad():
         for x, y in _batches(data, model):
             classified = not y.is_floating_point()
             plain = SupervisedPotential(
@@ -221,7 +222,8 @@ def early_termination(
                 outputs = model.decode(z)
                 losses[k] += plain(outputs, Context(label=y)).cpu().double().sum()
                 if classified:
-                    right[k] += (outputs.argmax(1) == y).sum().cpu()
+                    finite = outputs.isfinite().all(1)  # else argmax finds the first NaN
+                    right[k] += ((outputs.argmax(1) == y) & finite).sum().cpu()
             samples += len(x)
     return EarlyTermination(
         times=asked,
@@ -262,7 +264,7 @@ def _grid(flow: Flow, times: Sequence[float] | None) -> tuple[tuple[float, ...],
 def _batches(data: Batch | Iterable[Batch], model: StabilityModel) -> Iterator[Batch]:
     """Yield batches on the model's device; raise if there is no sample."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
-    whole = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor)
+    whole = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor)
     some = False
     for x, y in cast(Iterable[Batch], [data] if whole else data):
         if len(x) != len(y):
@@ -274,17 +276,3 @@ def _batches(data: Batch | Iterable[Batch], model: StabilityModel) -> Iterator[B
                 yield inputs.to(device), targets.to(device)
     if not some:
         raise InvalidInputError("there is no sample to look at; give at least one")
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into eval mode, without gradients, and each submodule back into its own mode."""
-    modes = [(m, m.training) for module in modules for m in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for m, training in modes:
-            m.training = training

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import Flow, InvalidOptionError
+from stabnet.robustness import eval_mode
 
 __all__ = ["Ball", "Hypercube", "Sampler", "Trajectory", "ball_radius", "hypercube_size"]
 
@@ -202,7 +202,7 @@ class Trajectory(Sampler):
         times = sorted(set(_times(flow, min(self.times, samples), generator)))
         if flow.times[-1] < flow.times[0]:
             times.reverse()
-        with torch.no_grad(), _inference(flow):
+        with torch.no_grad(), eval_mode(flow):
             states = flow(u, [flow.times[0], *times]).states
         assert isinstance(states, Tensor)
         groups = [(t, z.unsqueeze(1)) for t, z in zip(times, states[1:], strict=True)]
@@ -211,18 +211,6 @@ class Trajectory(Sampler):
         rows, m = len(u) if generator is None else 1, max(1, samples // len(times))
         shape = flow.vector_field.state_shape
         return [(t, z + _ball(u, generator, rows, m, shape, self.noise)) for t, z in groups]
-
-
-@contextmanager
-def _inference(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode within the block; then every part back into its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _uniform(u: Tensor, generator: torch.Generator | None, *shape: int) -> Float[Tensor, "..."]:

@@ -298,6 +298,18 @@ def test_modes_are_eval_meanwhile_and_restored(which):
     assert [m.training for m in model.modules()] == modes
 
 
+def test_outputs_that_are_not_finite_are_wrong():
+    # A linear flow that overflows: the first NaN would be taken for the greatest output.
+    x, y = torch.full((4, 2), 1e300, dtype=torch.float64), torch.zeros(4).long()
+    found = early_termination(make(Linear((-1e3, -1e3))), (x, y), times=[0.0, 1.0])
+    assert found.accuracy == (1.0, 0.0)
+
+
+def test_inputs_and_targets_may_come_in_a_list():
+    x, y = points(), torch.zeros(8).long()
+    assert early_termination(make(), [x, y]) == early_termination(make(), (x, y))
+
+
 @pytest.mark.parametrize("which", ["decay", "early"])
 @pytest.mark.parametrize("times", [[0.0], [], [0.5, 0.5], [-1.0, 1.0], [0.5, math.nan], [math.inf]])
 def test_times_that_do_not_increase_from_the_start_are_refused(which, times):

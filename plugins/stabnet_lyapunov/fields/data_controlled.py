@@ -233,7 +233,8 @@ def least_gain(rate: float, classes: int, corner: float) -> float:
     def needed(d: float) -> float:
         x = d + math.log(classes - 1)
         V = max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-        return V / (-math.expm1(-V) * (2 * corner + d))
+        quotient = V / -math.expm1(-V) if V else 1.0  # where a great rate lets V underflow
+        return quotient / (2 * corner + d)
 
     return classes * max(needed(2 * size * i / 500) for i in range(-500, 501))
 
