@@ -40,7 +40,8 @@ class LyapunovMonteCarlo(Objective):
     condition is evidence, not proof; see :func:`stabnet_lyapunov.lyapunov_certificate`.
 
     The features are computed once, by the model's backbone; states that the batch shares are never
-    expanded over it. In eval mode the samples are the same at every call, so that the mean over a
+    expanded over it. A learned start of the flow gets a gradient from ``terminal_weight`` alone.
+    In eval mode the samples are the same at every call, so that the mean over a
     set is a number, and the trajectories are solved for accuracy and evaluations.
 
     Args:
