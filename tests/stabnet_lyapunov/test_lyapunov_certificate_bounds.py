@@ -201,7 +201,7 @@ def test_the_grid_covers_every_state_of_the_region(classes):
     model = random_model(0, classes)
     system = read_system(model)
     start = torch.full((2,), math.log(classes), dtype=DOUBLE)
-    region = region_of(system, system.flow, 0.05 * start, start)
+    region = region_of(system, [system.flow], 0.05 * start, start)
     assert region is not None
     assert region.half_width == 4
     y = torch.tensor([0, 1])
@@ -234,7 +234,7 @@ def test_a_proven_level_bounds_every_state_and_a_lower_one_is_not_proven(classes
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
     y = torch.arange(4) % classes
     start = torch.full((4,), math.log(classes), dtype=DOUBLE)
-    region = region_of(system, system.flow, 0.3 * start, start)
+    region = region_of(system, [system.flow], 0.3 * start, start)
     assert region is not None
     cells = grid(system, region, False)
     features = system.features(x, x)
@@ -270,7 +270,7 @@ def test_the_change_between_inputs_is_within_the_lipschitz_bound():
         x = torch.randn(3, 2, generator=generator, dtype=DOUBLE)
         y = torch.arange(3) % classes
         start = torch.full((3,), math.log(classes), dtype=DOUBLE)
-        region = region_of(system, system.flow, 0.05 * start, start)
+        region = region_of(system, [system.flow], 0.05 * start, start)
         assert region is not None
         box = balls(x, torch.full((3,), eps, dtype=DOUBLE), None)
         clean = system.features(x, x)

@@ -226,5 +226,5 @@ def within_cube(
         if k < n - 1:
             weights[k] += 1
         lower, upper = weighted(weights, parts)
-        inside &= (lower <= half_width) & (upper >= -half_width)
+        inside &= ~(lower > half_width) & ~(upper < -half_width)
     return inside

@@ -36,9 +36,9 @@ def lyapunov_certificate(
     v_min: float | None = None,
     slack: float = 0.0,
     clip: tuple[float, float] | None = None,
-    steps: int = 8,
+    steps: int = 6,
     max_cells: int = 4096,
-    max_boxes: int = 64,
+    max_boxes: int = 1,
     seed: int = 0,
 ) -> LyapunovCertificate:
     r"""Certify how far inputs can be perturbed before a stable flow changes its answer.
@@ -58,6 +58,9 @@ def lyapunov_certificate(
     the rounding of that evaluation, see the assumptions. The proofs are in
     :mod:`stabnet_lyapunov.certificate.theorem`; truncation is none, :math:`V` is cross entropy
     itself, and every proof is made again for the radius that is returned.
+
+    Most can be proven of small ReLU encoders, at a rate well below the one trained for, such as
+    0.6 of it, in short steps.
 
     This covers the data-controlled field in simplex form with up to 3 classes, the identity for
     a head, and backbones that :func:`stabnet.bounds.interval` can bound. What is said of any other
@@ -83,8 +86,9 @@ def lyapunov_certificate(
         clip: least and greatest value of an input, such as ``(0, 1)`` for images; none if ``None``.
         steps: halvings in the search for the radius.
         max_cells: the most undecided boxes of states, per box of inputs.
-        max_boxes: the most undecided boxes of inputs, per input; inputs of more than 8 numbers are
-            not taken apart.
+        max_boxes: the most undecided boxes of inputs, per input. With 4 instead of 1, radii of
+            points in the plane about double, and the proof takes some ten times as long.
+            Inputs of more than 8 numbers are not taken apart.
         seed: seed of the perturbations that are looked at where nothing was proven.
 
     Returns:
@@ -102,7 +106,7 @@ def lyapunov_certificate(
     _check_options(kappa, eps_max, v_min, slack, steps, max_cells, max_boxes)
     flow = _checked_model(model)
     right = _right(model, x, y, clip)
-    x, y = x.detach().cpu().double(), y.cpu()
+    x, y = x.detach().cpu().double(), y.cpu().long()  # a uint8 index would be a mask
     observer = Observer(copy.deepcopy(flow).cpu().double().eval(), kappa)
     system, why = _system(observer.model, x)
     decay = _decay(observer, system, x, y, v_min)

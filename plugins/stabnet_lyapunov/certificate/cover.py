@@ -14,13 +14,13 @@ from .cells import CellBounds, bound_cells, within_cube
 from .scheme import Scheme
 from .system import System
 
-__all__ = ["Cells", "Question", "Region", "Verdict", "decide", "grid"]
+__all__ = ["DEEPEST", "Cells", "Question", "Region", "Verdict", "decide", "grid"]
 
 _CHUNK = 2**16
 """Cells that are bounded at a time, so that memory stays within tens of megabytes."""
 
-_DEEPEST = 48
-"""Halvings after which a cell is as good as a point."""
+DEEPEST = 48
+"""Halvings of a cell, after which it is as good as a point."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Region:
     most: Float[Tensor, " rows"]
     half_width: float
     sums: tuple[float, float]
+
+    def dimensions(self, classes: int) -> int:
+        """Return along how many directions the states of the region differ."""
+        return classes - 1 + (self.sums[0] < self.sums[1])
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class Verdict:
     suspect: Float[Tensor, "rows n"]
 
 
-def decide(question: Question, max_cells: int) -> Verdict:
+def decide(question: Question, max_cells: int, halvings: int = DEEPEST) -> Verdict:
     """Answer a question by branch and bound.
 
     Every cell that its bounds do not decide is halved, unless its middle alone already fails for
@@ -146,13 +150,14 @@ def decide(question: Question, max_cells: int) -> Verdict:
     Args:
         question: the question.
         max_cells: the most undecided cells per row.
+        halvings: the most halvings of a cell, after which its row is given up too.
     """
     count, n = len(question.y), question.system.classes
     level, after = torch.full((2, count), -math.inf, dtype=torch.float64)
     suspect = torch.full((count, n), math.nan, dtype=torch.float64)
     rows, asked = torch.arange(count), question
     given_up: list[tuple[Tensor, Cells]] = []
-    for depth in range(_DEEPEST):
+    for depth in range(halvings + 1):
         bounds = asked.bounds()
         inner, below = _where(asked, bounds)
         fails = _fails(asked, bounds, inner, below)
@@ -167,7 +172,7 @@ def decide(question: Question, max_cells: int) -> Verdict:
             break
         suspect[rows], hopeless = _doubts(asked)
         hopeless |= 2 * asked.cells.counts.sum(1) > max_cells
-        hopeless |= depth == _DEEPEST - 1
+        hopeless |= depth == halvings
         given_up.append((rows[hopeless], asked.cells.of(hopeless)))
         rows, asked = rows[~hopeless], asked.of(~hopeless)
         if not len(rows):
@@ -218,8 +223,8 @@ def _where(question: Question, bounds: CellBounds) -> tuple[Tensor, Tensor]:
     """Return which cells may hold states of the region, and which states below it."""
     region, cells = question.region, question.cells
     counts = cells.counts & within_cube((cells.lower, cells.upper), region.half_width)
-    inner = (bounds.most >= region.least[:, None]) & (bounds.least <= region.most[:, None])
-    below = (bounds.least < region.least[:, None]) & bool(question.scheme.step)
+    inner = ~(bounds.most < region.least[:, None]) & ~(bounds.least > region.most[:, None])
+    below = ~(bounds.least >= region.least[:, None]) & bool(question.scheme.step)
     return counts & inner, counts & below
 
 

@@ -43,6 +43,10 @@ class Observer:
         assert isinstance(self.model.dynamics, Flow)
         return self.model.dynamics
 
+    def features(self, x: Float[Tensor, "rows ..."]) -> Features:
+        """Return what drives the field; nothing does where the flow starts at the features."""
+        return None if self.flow.initial == "features" else self.model.features(x)
+
     def potential(
         self, z: Float[Tensor, "rows *points n"], y: Int[Tensor, " rows"]
     ) -> Float[Tensor, "rows *points"]:
@@ -94,11 +98,12 @@ def directions(
     """
     with torch.enable_grad():
         moved = x.clone().requires_grad_()
-        loss = observer.end(moved, y).sum()
+        # What no input moves has the gradient 0, and is no error.
+        loss = observer.end(moved, y).sum() + 0 * moved.sum()
         (ascent,) = torch.autograd.grad(loss, moved)
     generator = torch.Generator().manual_seed(seed)
     corners = torch.randint(0, 2, (7, *x.shape), generator=generator).to(x) * 2 - 1
-    return torch.cat([ascent.sign()[None], corners])
+    return torch.cat([ascent.nan_to_num().sign()[None], corners])
 
 
 def seems_to_hold(
@@ -112,7 +117,7 @@ def seems_to_hold(
         y: labels.
         decay: what is to decay.
     """
-    u = observer.model.features(x)
+    u = observer.features(x)
     times, states = observer.trajectory(x)
     level = observer.kappa * decay.level()
     holds = observer.end(x, y) < math.log(2)
@@ -198,7 +203,7 @@ def witnesses(
         decay: what is to decay.
         slack: how much the decrease may fail.
     """
-    v, excess, rounding = observer.change(t, z, observer.model.features(x), y)
+    v, excess, rounding = observer.change(t, z, observer.features(x), y)
     counts = (v >= decay.least[:, None]) & (v <= decay.start[:, None])
     counts &= excess > slack + rounding
     worst, place = excess.masked_fill(~counts, -math.inf).max(1)

@@ -12,11 +12,15 @@ from torch import Tensor
 from stabnet.bounds import round_down, round_up
 
 from .arithmetic import Box, enclosed
-from .cover import Question, Region, Verdict, decide
+from .cover import DEEPEST, Question, Region, Verdict, decide
 from .scheme import Scheme
 from .system import System
 
 __all__ = ["balls", "decide_balls", "region_of"]
+
+_HALVINGS = 3
+"""Halvings of states, along each dimension of the region, for parts of a ball: to halve these is
+worth more than to halve states ever further."""
 
 _SPLITTABLE = 8
 """Inputs of more numbers are not taken apart: it would take far too many parts to matter."""
@@ -38,14 +42,23 @@ def balls(
     return (lower, upper) if clip is None else (lower.clamp(*clip), upper.clamp(*clip))
 
 
-def region_of(system: System, scheme: Scheme, least: Tensor, most: Tensor) -> Region | None:
-    """Return the region of states that a scheme's iterates stay in; ``None`` if none is known."""
+def region_of(
+    system: System, schemes: Sequence[Scheme], least: Tensor, most: Tensor
+) -> Region | None:
+    """Return a region of states that no step leaves; ``None`` if none is known.
+
+    Steps of several schemes may take turns: the largest of their cubes is one that none leaves.
+    """
     start = max(abs(z) for z in system.start)
-    half_width = scheme.half_width(start, system.corner)
-    if half_width is None:
-        return None
+    half_width = start
+    for scheme in schemes:
+        own = scheme.half_width(start, system.corner)
+        if own is None:
+            return None
+        half_width = max(half_width, own)
     first, last = system.sums()
-    if 0 <= scheme.kept <= 1:  # the sum goes straight to its limit, and not beyond it
+    if all(0 <= scheme.kept <= 1 for scheme in schemes):
+        # The sum goes straight to its limit, and not beyond it.
         low, high = min(first, last), max(first, last)
     else:
         low, high = last - abs(first - last), last + abs(first - last)
@@ -81,10 +94,12 @@ def decide_balls(
     if lower[0].numel() > _SPLITTABLE:
         max_boxes = 1
     owner, asked = torch.arange(count), list(questions)
+    halvings = DEEPEST
     lost = torch.zeros(count, dtype=torch.bool)
     level, after = torch.full((2, count), -torch.inf, dtype=torch.float64)
     while len(owner):
-        verdicts = _answers(asked, box, max_cells)
+        verdicts = _answers(asked, box, max_cells, halvings)
+        halvings = _HALVINGS * asked[0].region.dimensions(asked[0].system.classes)
         for verdict in verdicts:
             level.scatter_reduce_(0, owner, verdict.level, "amax")
             after.scatter_reduce_(0, owner, verdict.after, "amax")
@@ -95,7 +110,7 @@ def decide_balls(
         owner, box, asked = owner[going], (box[0][going], box[1][going]), _of(asked, going)
         if len(owner):
             middle = torch.lerp(*box, 0.5)
-            for verdict in _answers(asked, (middle, middle), max_cells):
+            for verdict in _answers(asked, (middle, middle), max_cells, halvings):
                 lost[owner[~verdict.proven]] = True
         going = ~lost[owner]
         owner, box = owner[going].repeat(2), _halves(box[0][going], box[1][going])
@@ -103,9 +118,12 @@ def decide_balls(
     return ~lost, level, after
 
 
-def _answers(questions: Sequence[Question], box: Box, max_cells: int) -> list[Verdict]:
+def _answers(
+    questions: Sequence[Question], box: Box, max_cells: int, halvings: int
+) -> list[Verdict]:
     features = questions[0].system.features(*box)
-    return [decide(replace(question, features=features), max_cells) for question in questions]
+    asked = [replace(question, features=features) for question in questions]
+    return [decide(question, max_cells, halvings) for question in asked]
 
 
 def _of(questions: Sequence[Question], rows: Tensor) -> list[Question]:

@@ -39,21 +39,23 @@ def refute(
         decay: what is to decay.
         slack: how much the decrease may fail.
     """
-    found = Witnesses.none(len(x), observer.flow.vector_field.state_shape)
     times, states = observer.trajectory(x)
-    for t, z in zip(times, states, strict=True):
-        found = found.or_worse(witnesses(observer, t, z[:, None], x, y, decay, slack))
     if system is None:
+        found = Witnesses.none(len(x), observer.flow.vector_field.state_shape)
+        for t, z in zip(times, states, strict=True):
+            found = found.or_worse(witnesses(observer, t, z[:, None], x, y, decay, slack))
         return found
-    region = region_of(system, system.flow, decay.least, decay.start)
+    region = region_of(system, [system.flow], decay.least, decay.start)
     assert region is not None
     framed = grid(system, region, False).middles.lower
     if proof.suspect is not None:
         framed = torch.cat([framed, proof.suspect[:, None]], 1)
-    z = system.states(framed, y)
-    # Margins as they should be may still belong to a state that no trajectory comes to.
-    z = z.masked_fill(z.abs().amax(-1, keepdim=True) > region.half_width, torch.nan)
-    return found.or_worse(witnesses(observer, times[0], z, x, y, decay, slack))
+    z = torch.cat([states.movedim(0, 1), system.states(framed, y)], 1)
+    # Margins as they should be may still belong to a state that no trajectory comes to; and long
+    # steps may leave the region that the hypothesis speaks of.
+    beyond = z.abs().amax(-1, keepdim=True) > region.half_width
+    z = z.masked_fill(beyond, torch.nan)
+    return witnesses(observer, times[0], z, x, y, decay, slack)
 
 
 def seen_radius(

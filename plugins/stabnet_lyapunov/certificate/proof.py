@@ -89,7 +89,7 @@ def prove(
         effort: what is to be proven, and how hard to try.
     """
     clean = system.features(x, x)
-    region = region_of(system, system.flow, decay.least, decay.start)
+    region = region_of(system, [system.flow], decay.least, decay.start)
     assert region is not None
     nothing = torch.full_like(decay.start, math.inf)
     allowed = torch.full_like(nothing, effort.slack / decay.kappa * (1 - 2.0**-50))
@@ -99,19 +99,18 @@ def prove(
     decrease = (hypothesis.level * decay.kappa).masked_fill(~hypothesis.proven, math.inf)
     going = right & hypothesis.proven & (decay.level() > 0)
     search = _Search(system, x, y, clean, decay, effort)
-    radius_flow, end_flow = search.radius([(system.flow, region)], going)
-    steps = [(s, region_of(system, s, decay.least, decay.start)) for s in system.steps]
-    bounded = [(scheme, r) for scheme, r in steps if r is not None]
+    radius_flow, end_flow = search.radius([system.flow], region, going)
+    stepped = region_of(system, system.steps, decay.least, decay.start)
     radius, end = torch.zeros_like(radius_flow), nothing
     reason = "the bounds decide nothing with the cells and boxes allowed"
     evaluation = "of the model as it is evaluated, step by step"
-    if not steps:
+    if not system.steps:
         radius, end = radius_flow, end_flow
         evaluation = "of the exact flow: the steps of its integrator are not fixed, and not bounded"
-    elif len(bounded) < len(steps):
+    elif stepped is None:
         reason = "the integrator's steps are so long that no cube of states is known to hold them"
     else:
-        radius, end = search.radius(bounded, radius_flow > 0)
+        radius, end = search.radius(system.steps, stepped, radius_flow > 0)
     theorem, lipschitz = search.theorem(region, going, decrease.clamp(min=0) * _SAFETY)
     return Proof(
         decrease,
@@ -139,12 +138,12 @@ class _Search:
     effort: Effort
 
     def radius(
-        self, schemes: Sequence[tuple[Scheme, Region]], candidates: Bool[Tensor, " rows"]
+        self, schemes: Sequence[Scheme], region: Region, candidates: Bool[Tensor, " rows"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         """Return the largest radius proven for steps of all schemes, and the final potential."""
         decay, effort = self.decay, self.effort
         level, after = torch.full((2, len(self.x)), math.inf, dtype=torch.float64)
-        asked = [self._question(scheme, region) for scheme, region in schemes]
+        asked = [self._question(scheme, region) for scheme in schemes]
 
         def holds(rows: Tensor, eps: Tensor) -> Tensor:
             good, found, leapt = decide_balls(

@@ -36,21 +36,24 @@ class LyapunovCertificate:
             ``"falsified"``: the input is classified wrongly, or the *condition* fails at a state,
             which says nothing against the robustness of the class. ``"sampled"``: neither.
         reason: why, in words.
-        radius: proven for the model as it is evaluated, step by step; 0 where nothing was.
+        radius: proven for the model as it is evaluated, step by step; for the exact flow where its
+            steps are not fixed, see ``evaluation``; 0 where nothing was.
         radius_flow: proven for the exact flow; 0 where nothing was.
         radius_theorem: the theorem's own :math:`\bar\epsilon` for the exact flow, from the
             Lipschitz constant.
         radius_sampled: for inputs not verified, the radius within which nothing that was looked at
             speaks against it: evidence, no proof; NaN where nothing was looked at.
-        end: upper bound of :math:`V(T)` within ``radius``, for the model as it is evaluated.
+        end: upper bound of :math:`V(T)` within ``radius``, of what that speaks of.
         end_flow: upper bound of :math:`V(T)` within ``radius_flow``, for the exact flow.
         start: :math:`V_0`, rounded upwards.
         target: :math:`\delta = e^{-\kappa T} V_0`, rounded upwards.
         least: :math:`v_{\min}`.
         decrease: upper bound of :math:`\dot V + \kappa V` at the input itself, over the region;
             infinite where it was not proven to be at most ``slack``.
-        lipschitz: upper bound :math:`L` of the Lipschitz constant of :math:`\nabla V^\top f` on the
-            ball of radius ``radius_theorem``; of ``eps_max`` where that is 0; NaN if unknown.
+        lipschitz: upper bound :math:`L` of the change of :math:`\nabla V^\top f` over
+            :math:`\epsilon`, on the ball of radius :math:`\epsilon` = ``radius_theorem``, or
+            ``eps_max`` where that is 0: all that the theorem needs of a Lipschitz constant, though
+            there may be steeper slopes within the ball. NaN if unknown.
         witness: a state at which the decrease condition fails at the input itself; NaN elsewhere.
         violation: :math:`\dot V + \kappa V` at that state, NaN elsewhere.
         kappa: :math:`\kappa`.
@@ -110,9 +113,9 @@ class LyapunovCertificate:
                 formula="V(T; x′) < log 2 for all ‖x′ − x‖∞ ≤ ε̄(x)",
                 source="[LyaNet] Theorem 3, as corrected",
                 status="verified",
-                assumptions=self._assumptions(),
+                assumptions=(*self._assumptions(), f"this speaks {self.evaluation}"),
                 detail=f"{counts}; interval bounds in float64, rounded outwards, on a covering of "
-                f"all states with v_min ≤ V ≤ V(0); {self.evaluation}",
+                "all states with v_min ≤ V ≤ V(0)",
             )
         refuted = found["falsified"] > 0
         return Guarantee(
@@ -136,7 +139,7 @@ class LyapunovCertificate:
             "span": self.span,
             "slack": self.slack,
             "eps_max": self.eps_max,
-            "clip": self.clip,
+            "clip": None if self.clip is None else _plain(torch.tensor(self.clip)),
             "evaluation": self.evaluation,
             "seconds": self.seconds,
             "verified_share": self.verified_share,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations, pairwise
+from itertools import combinations, count, pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stabnet import Flow, StabilityModel
-from stabnet.bounds import interval
+from stabnet.bounds import affine_parameters, interval
 
 from ..fields.data_controlled import DataControlledField
 from .scheme import Scheme, exact_flow, runge_kutta
@@ -105,12 +106,9 @@ def read_system(model: nn.Module) -> System:
     rate = Fraction(float(field.gain)) * Fraction(field.rate) / classes
     start = _start(flow, classes)
     order = torch.tensor([[*(k for k in range(classes) if k != y), y] for y in range(classes)])
-    weight, last = exact.first.weight.detach(), exact.last
+    weight, first_bias = _linear(exact.first)
     pairs = list(combinations(range(classes), 2))
-    rows, offsets = (
-        torch.stack([t[i] - t[j] for i, j in pairs])
-        for t in (last.weight.detach(), last.bias.detach())
-    )
+    rows, offsets = (torch.stack([t[i] - t[j] for i, j in pairs]) for t in _linear(exact.last))
     return System(
         model=double,
         classes=classes,
@@ -120,7 +118,7 @@ def read_system(model: nn.Module) -> System:
         span=Fraction(flow.times[-1]) - Fraction(flow.times[0]),
         order=order,
         first=torch.stack([_in_frame(weight, y.tolist()) for y in order]),
-        first_bias=exact.first.bias.detach(),
+        first_bias=first_bias,
         gaps=(rows, offsets),
         activation=exact.activation,
         flow=exact_flow(rate),
@@ -146,13 +144,42 @@ def _parts(model: nn.Module) -> tuple[DataControlledField, Flow]:
             f"a state of {field.state_shape[0]} entries is too large for a covering, which takes "
             f"up to {MAX_CLASSES}"
         )
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
-        raise NotCoveredError("it has forward hooks, which may change what it computes")
-    if {"forward", "choice"} & vars(field).keys():
-        raise NotCoveredError("its field computes something else than its class")
+    _check_as_its_class(model, flow, field)
+    if not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
+        raise NotCoveredError("it has weights that are not finite")
+    if not bool(field.gain > 0):
+        raise NotCoveredError(f"its field has the gain {float(field.gain):g}")
     if flow.times[-1] <= flow.times[0]:
         raise NotCoveredError("its times do not increase")
     return field, flow
+
+
+def _check_as_its_class(model: StabilityModel, flow: Flow, field: DataControlledField) -> None:
+    """Raise where a part may compute something else than what is bounded here."""
+    parts = ((model, StabilityModel), (flow, Flow), (field, DataControlledField))
+    for part, kind in (*parts, (field.dropout, nn.Dropout)):
+        if type(part) is not kind:
+            raise NotCoveredError(f"its {type(part).__name__} is no plain {kind.__name__}")
+    activation = field.activation
+    slopes = activation.weight.numel() if isinstance(activation, nn.PReLU) else 1
+    if type(activation) not in (nn.PReLU, nn.Softplus, nn.Tanh) or slopes > 1:
+        raise NotCoveredError(f"its field has the activation {activation}")
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise NotCoveredError("it has forward hooks, which may change what it computes")
+        for name in vars(module):
+            if callable(getattr(type(module), name, None)):
+                raise NotCoveredError(
+                    f"one {type(module).__name__} has another {name!r} than its class"
+                )
+
+
+def _linear(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a layer of the field, as it stands."""
+    weight, bias = affine_parameters(layer) or (None, None)
+    if weight is None or bias is None:
+        raise NotCoveredError(f"its field has a {type(layer).__name__} for a layer with a bias")
+    return weight.detach(), bias.detach()
 
 
 def _start(flow: Flow, classes: int) -> tuple[Fraction, ...]:
@@ -175,18 +202,28 @@ def _in_frame(weight: Float[Tensor, "h n"], order: Sequence[int]) -> Float[Tenso
 
 
 def _steps(flow: Flow, rate: Fraction) -> tuple[Scheme, ...]:
-    """Return the distinct steps that the flow's integrator takes.
+    """Return the distinct steps that the flow's integrator takes; none if they are not fixed.
 
-    How many there are is found by integrating nothing at all, and counting evaluations.
+    They are read off its tableau, and tried: targets that change with every evaluation must be
+    averaged by the integrator as they are by the steps.
     """
     tableau = getattr(flow.integrator, "tableau", None)
     if tableau is None or not hasattr(flow.integrator, "step_size"):
         return ()
     found: dict[Fraction, Scheme] = {}
     for times in pairwise(flow.times):
-        nothing = torch.zeros(1, 1, dtype=torch.float64)
-        nfe = flow.integrator(lambda t, z, u: torch.zeros_like(z), nothing, times).nfe
-        steps = nfe // len(tableau.b)
+        targets = map(math.cos, count())
+        start = torch.ones(1, 1, dtype=torch.float64)
+        trajectory = flow.integrator(
+            lambda t, z, u, s=targets: float(rate) * (next(s) - z), start, times
+        )
+        steps = max(1, trajectory.nfe // len(tableau.b))
         step = Fraction((times[1] - times[0]) / steps)
-        found.setdefault(step, runge_kutta(tableau.a, tableau.b, rate, step))
+        scheme = found.setdefault(step, runge_kutta(tableau.a, tableau.b, rate, step))
+        expected, targets = 1.0, map(math.cos, count())
+        for _ in range(steps):
+            moved = sum(float(w) * s for w, s in zip(scheme.weights, targets, strict=False))
+            expected = float(scheme.kept) * expected + moved
+        if not math.isclose(expected, float(trajectory.states[-1]), rel_tol=1e-6, abs_tol=1e-6):
+            raise NotCoveredError("its integrator takes other steps than those of its tableau")
     return tuple(found.values())

@@ -66,6 +66,7 @@ from .system import System
 __all__ = ["Decay", "sensitivity"]
 
 _LOG2 = math.log(2.0) * (1 - 2.0**-50)
+_LEAST = 2.0**-500
 _SAFETY = 1 + 2.0**-40
 """More than the few operations on plain numbers below can round away."""
 
@@ -93,7 +94,7 @@ class Decay:
     @property
     def target(self) -> Float[Tensor, " rows"]:
         r"""Upper bound of :math:`\delta = e^{-\kappa T} V_0`."""
-        return math.exp(-self.kappa * self.span) * self.start * _SAFETY
+        return (math.exp(-self.kappa * self.span) * self.start * _SAFETY).clamp(min=_LEAST)
 
     def level(self) -> Float[Tensor, " rows"]:
         r"""Return the largest :math:`\ell` that keeps the class, less a little; maybe negative."""
@@ -156,5 +157,8 @@ def _continuity(activation: nn.Module) -> tuple[float, float]:
     """Return ``(λ, j)`` with ``|P(a) − P(b)| ≤ λ |a − b| + j``."""
     if isinstance(activation, nn.PReLU):
         return max(1.0, float(activation.weight.detach().abs().max())), 0.0
-    # Torch's softplus drops by log(1 + e⁻²⁰) where it becomes the identity.
-    return 1.0, 3e-9 if isinstance(activation, nn.Softplus) else 0.0
+    if isinstance(activation, nn.Softplus):
+        # It drops where torch makes it the identity.
+        drop = math.log1p(math.exp(-activation.threshold)) / activation.beta
+        return 1.0, drop * _SAFETY
+    return 1.0, 0.0
