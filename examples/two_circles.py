@@ -94,18 +94,16 @@ def train(
     return model, row
 
 
-def attack(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor, restarts: int = 5) -> Tensor:
+def attack(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor, starts: int = 5) -> Tensor:
     """Return which points projected gradient ascent gets misclassified within their radii."""
-    fooled = torch.zeros(len(x), dtype=torch.bool)
-    for _ in range(restarts):
-        shift = radius * (2 * torch.rand_like(x) - 1)
-        for _ in range(40):
-            shift.requires_grad_()
-            loss = F.cross_entropy(model(x + shift), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, shift)
-            shift = (shift.detach() + radius / 8 * gradient.sign()).clamp(-radius, radius)
-        fooled |= model(x + shift).argmax(1) != y
-    return fooled
+    x, y, radius = x.repeat(starts, 1), y.repeat(starts), radius.repeat(starts, 1)
+    shift = radius * (2 * torch.rand_like(x) - 1)
+    for _ in range(40):
+        shift.requires_grad_()
+        loss = F.cross_entropy(model(x + shift), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, shift)
+        shift = (shift.detach() + radius / 8 * gradient.sign()).clamp(-radius, radius)
+    return (model(x + shift).argmax(1) != y).view(starts, -1).any(0)
 
 
 def certify(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict:

@@ -44,7 +44,7 @@ def run(name, out, stem, *options):
 
 
 def test_two_circles_writes_its_tables_and_boundaries(tmp_path):
-    options = ("--epochs", "1", "--train", "100", "--points", "2", "--eps", "0.001")
+    options = ("--epochs", "1", "--train", "100", "--points", "1", "--eps", "0.001")
     record = run("two_circles", tmp_path, "two-circles", *options, "--resolution", "20")
     assert [row["model"] for row in record["rows"]] == ["MLP", "neural ODE", "LyaNet"]
     assert [c["model"] for c in record["certificates"]] == ["neural ODE", "LyaNet"]
