@@ -170,10 +170,21 @@ def test_one_step_too_long_leaves_no_common_region():
     found = certify(model, kappa=1.0)
     assert float(found.radius) == 0 < float(found.radius_flow)
     assert found.status == ("sampled",)
+    assert "smaller step_size" in found.reason[0]
     system = read_system(model)
     one = torch.ones(1, dtype=DOUBLE)
     assert region_of(system, system.steps, one, one) is None
     assert region_of(system, [exact_flow(Fraction(3))], one, one) is not None
+
+
+@pytest.mark.parametrize("name", ["gain", "rate", "corner"])
+def test_a_field_that_is_turned_around_is_not_covered(name):
+    model = steered()
+    field = model.dynamics.vector_field
+    setattr(field, name, -getattr(field, name))
+    found = certify(model)
+    assert "verified" not in found.status
+    assert float(found.radius_flow) == 0
 
 
 def test_the_continuity_of_softplus_counts_the_drop_where_it_becomes_the_identity():

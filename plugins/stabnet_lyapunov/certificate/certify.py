@@ -261,6 +261,9 @@ def _findings(
             found.append(("falsified", why))
         elif proof.verified[i]:
             found.append(("verified", f"proven {proof.evaluation}"))
+        elif proof.radius_flow[i] > 0:
+            why = f"proven of the exact flow, but not of its steps: {proof.reason}"
+            found.append(("sampled", f"{why}; a smaller step_size may do"))
         else:
             found.append(("sampled", proof.reason))
     return tuple(s for s, _ in found), tuple(r for _, r in found)

@@ -102,7 +102,10 @@ def prove(
     radius_flow, end_flow = search.radius([system.flow], region, going)
     stepped = region_of(system, system.steps, decay.least, decay.start)
     radius, end = torch.zeros_like(radius_flow), nothing
-    reason = "the bounds decide nothing with the cells and boxes allowed"
+    reason = (
+        "the bounds decide nothing with the cells and boxes allowed: allow more, try a smaller "
+        "eps_max, or ask for a smaller kappa"
+    )
     evaluation = "of the model as it is evaluated, step by step"
     if not system.steps:
         radius, end = radius_flow, end_flow

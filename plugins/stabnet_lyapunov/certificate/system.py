@@ -147,8 +147,9 @@ def _parts(model: nn.Module) -> tuple[DataControlledField, Flow]:
     _check_as_its_class(model, flow, field)
     if not all(bool(t.isfinite().all()) for t in model.state_dict().values()):
         raise NotCoveredError("it has weights that are not finite")
-    if not bool(field.gain > 0):
-        raise NotCoveredError(f"its field has the gain {float(field.gain):g}")
+    for name in ("gain", "rate", "corner"):
+        if not getattr(field, name) > 0:
+            raise NotCoveredError(f"its field has the {name} {float(getattr(field, name)):g}")
     if flow.times[-1] <= flow.times[0]:
         raise NotCoveredError("its times do not increase")
     return field, flow
