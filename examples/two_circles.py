@@ -108,7 +108,7 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor, starts: int =
 
 def certify(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict:
     """Prove radii, attack within them and beyond, and examine a model with a planted violation."""
-    found = lyapunov_certificate(model, x, y, KAPPA, eps_max=eps, steps=5)
+    found = lyapunov_certificate(model, x, y, KAPPA, eps_max=eps, max_boxes=16)
     radius, proven = found.radius.float().unsqueeze(1), found.radius > 0
     slow = copy.deepcopy(model)
     slow.dynamics.vector_field.gain /= 4  # still right, but slower than kappa asks for
