@@ -14,7 +14,8 @@ encoder and optimizer, on a GPU:
 Each model is attacked twice by each of the paper's attacks, 10 steps of 2/255 from a random start:
 correctly, on the images in [0, 1]; and as the released code did, on the *normalized* images, which
 it nevertheless clamped to [0, 1], so that its radius is a fraction of what it says and most pixels
-change before the attack begins. Writes one table, as Markdown and as JSON, into the output folder.
+change before the attack begins. The learning rate falls along a cosine; the release divided it by
+ten. Writes one table, as Markdown and as JSON, into the output folder.
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="convnet", help="encoder of neural ODE and LyaNet")
     parser.add_argument("--width", type=int, default=32, help="h; the features are h x h")
     parser.add_argument("--samples", type=int, default=512, help="of the Monte Carlo loss")
-    parser.add_argument("--kappa", type=float, default=5.0, help="rate of the decay to look for")
+    parser.add_argument("--kappa", type=float, default=5.0, help="decay to look for in the flows")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--optimizer", default="adam", help="adam, …, or nero as it was released")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, final
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Context, Potential
 
+from ._checks import number
 from .forward_mode import jvp
 
 __all__ = ["Loss", "SupervisedPotential"]
@@ -47,7 +47,7 @@ class SupervisedPotential(Potential):
         state_shape: shape of one state.
         loss: ``"cross_entropy"`` of class labels; ``"squared_error"``, half the squared distance
             to target values; or a function ``loss(outputs, targets)`` of outputs ``(N, C)`` that
-            gives one nonnegative value each.
+            gives one nonnegative value each; objectives take its targets for class labels.
         truncation: :math:`\gamma \ge 0`. Cross entropy vanishes nowhere, so that without it no
             state is ever right enough.
 
@@ -71,10 +71,8 @@ class SupervisedPotential(Potential):
                 f"loss={loss!r} is unknown; it is 'cross_entropy', 'squared_error', or a function "
                 "of outputs and targets"
             )
-        if not 0 <= truncation < math.inf:
-            raise InvalidOptionError(f"truncation={truncation!r} must be finite and at least 0")
         self.loss = loss
-        self.truncation = float(truncation)
+        self.truncation = number("truncation", truncation, least=0)
 
     def forward(
         self, z: Float[Tensor, "*batch n"], context: Context | None = None

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from stabnet import Flow, InvalidOptionError
 from stabnet.robustness import eval_mode
 
+from ._checks import flag, number, whole
+
 __all__ = ["Ball", "Hypercube", "Sampler", "Trajectory", "ball_radius", "hypercube_size"]
 
 Groups = Sequence[tuple[float, Tensor]]
@@ -113,8 +115,9 @@ class Hypercube(Sampler):
         self, size: float | None = None, per_example: bool = False, times: int = 1
     ) -> None:
         super().__init__()
-        self.size = None if size is None else _positive("size", size)
-        self.per_example, self.times = per_example, _count("times", times)
+        self.size = None if size is None else number("size", size, above=0)
+        self.per_example = flag("per_example", per_example)
+        self.times = whole("times", times, 1)
 
     def forward(
         self, flow: Flow, u: Tensor, samples: int, size: float, generator: torch.Generator | None
@@ -153,8 +156,9 @@ class Ball(Sampler):
         self, size: float | None = None, per_example: bool = False, times: int = 1
     ) -> None:
         super().__init__()
-        self.size = None if size is None else _positive("size", size)
-        self.per_example, self.times = per_example, _count("times", times)
+        self.size = None if size is None else number("size", size, above=0)
+        self.per_example = flag("per_example", per_example)
+        self.times = whole("times", times, 1)
 
     def forward(
         self, flow: Flow, u: Tensor, samples: int, size: float, generator: torch.Generator | None
@@ -190,10 +194,8 @@ class Trajectory(Sampler):
 
     def __init__(self, times: int = 8, noise: float = 0.0) -> None:
         super().__init__()
-        self.times = _count("times", times)
-        if not 0 <= noise < math.inf:
-            raise InvalidOptionError(f"noise={noise!r} must be finite and at least 0")
-        self.noise = noise
+        self.times = whole("times", times, 1)
+        self.noise = number("noise", noise, least=0)
 
     def forward(
         self, flow: Flow, u: Tensor, samples: int, size: float, generator: torch.Generator | None
@@ -252,15 +254,3 @@ def _times(flow: Flow, count: int, generator: torch.Generator | None) -> list[fl
 def _timed(drawn: Tensor, times: list[float]) -> Groups:
     """Split the samples evenly among the times."""
     return list(zip(times, drawn.tensor_split(len(times), dim=1), strict=True))
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidOptionError(f"{name}={value!r} must be a positive whole number")
-    return value
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise InvalidOptionError(f"{name}={value!r} must be positive and finite")
-    return float(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -593,3 +594,27 @@ def test_training_reaches_good_accuracy_and_leaves_a_report(tmp_path):
     final = V(solution.state, Context(label=y[160:])).mean()
     assert final < 0.1 * math.log(CLASSES)
     assert isinstance(model.dynamics.vector_field, DataControlledField)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"kappa": "5"}, "kappa='5'"),
+        ({"kappa": float("nan")}, "kappa=nan"),
+        ({"kappa": True}, "kappa=True"),
+        ({"samples": 0}, "samples=0"),
+        ({"samples": 2.0}, "samples=2.0"),
+        ({"detach": "no"}, "detach='no'"),
+        ({"terminal_weight": "1"}, "terminal_weight='1'"),
+        ({"terminal_weight": -1.0}, "terminal_weight=-1.0"),
+        ({"sampler": ["ball"]}, "ball"),
+        ({"sampler": "sphere"}, "sphere"),
+        ({"sampler": {"name": "ball", "size": "big"}}, "size='big'"),
+        ({"sampler": {"name": "ball", "radius": 1.0}}, "radius"),
+        ({"kappa_start": 1.0}, "kappa_start=1.0"),
+        ({"gain_switch": -1}, "gain_switch=-1"),
+    ],
+)
+def test_an_option_of_the_wrong_type_or_range_is_named(options, named):
+    with pytest.raises(InvalidOptionError, match=re.escape(named)):
+        stabnet.build("lyapunov_monte_carlo", kind="objective", **options)

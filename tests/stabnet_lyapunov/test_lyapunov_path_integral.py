@@ -437,7 +437,7 @@ def test_models_without_a_path_are_refused():
         ({"condition": "exact"}, "'continuous' or 'discrete'"),
         ({"kappa": 0.0}, "kappa=0.0"),
         ({"kappa": math.inf}, "kappa=inf"),
-        ({"kappa": 1.0, "condition": "discrete"}, "below 1.0 for the discrete"),
+        ({"kappa": 1.0, "condition": "discrete"}, "below 1 for the discrete"),
         ({"kappa_start": 2.0, "kappa_steps": 3, "condition": "discrete"}, "kappa_start=2.0"),
         ({"points": 1}, "points=1"),
         ({"points": 2.5}, "points=2.5"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Features, Guarantee, VectorField
 
+from .._checks import number
 from ..samplers import hypercube_size
 
 __all__ = ["DataControlledField", "least_gain"]
@@ -259,7 +260,6 @@ def _check(field: DataControlledField, gain: float | None, dropout: float) -> No
             f"activation={field.activation_name!r} is unknown; it is 'prelu', 'softplus' or 'tanh'"
         )
     for name, value in (("rate", field.rate), ("corner", field.corner), ("gain", gain)):
-        if value is not None and not 0 < value < math.inf:
-            raise InvalidOptionError(f"{name}={value!r} must be positive and finite")
-    if not 0 <= dropout < 1:
-        raise InvalidOptionError(f"dropout={dropout!r} must be in [0, 1)")
+        if value is not None:
+            number(name, value, above=0)
+    number("dropout", dropout, least=0, below=1)

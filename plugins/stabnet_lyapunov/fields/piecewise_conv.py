@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Features, VectorField
 
+from .._checks import number, whole
+
 __all__ = ["PiecewiseConvField"]
 
 _ON_A_BOUNDARY = 1e-6
@@ -69,11 +71,8 @@ class PiecewiseConvField(VectorField):
                 "driven by features. Leave it out, and start the flow at the features "
                 "(initial='features')"
             )
-        if isinstance(pieces, bool) or not isinstance(pieces, int) or pieces < 1:
-            raise InvalidOptionError(f"pieces={pieces!r} must be a positive whole number")
-        if not 0 < scale < math.inf:
-            raise InvalidOptionError(f"scale={scale!r} must be positive and finite")
-        self.scale = scale
+        whole("pieces", pieces, 1)
+        self.scale = number("scale", scale, above=0)
         self.pieces = nn.ModuleList(_piece(self.state_shape[0]) for _ in range(pieces))
 
     def forward(

@@ -41,7 +41,9 @@ def lyanet(
         mode: what ``None`` comes to. ``"paper"``: a ResNet-18 for small images, and the smooth
             simplex field at rate 5. ``"official"``, as released: a ResNet-18 with the stem for
             ImageNet, and the discontinuous direction field at rate log √(225 C), gain 100 and
-            dropout 0.5. Both have features of 128 × 128.
+            dropout 0.5. Both have features of 128 × 128. The released field is so fast that what
+            comes out depends on the steps of the integrator, and with two or three classes
+            overflows at the default ones; every training report compares it with finer steps.
         backbone: computes the features, once per input. For the default field they are a square
             number: ``{"name": "convnet", "width": 1024}``.
         vector_field: steers the state.

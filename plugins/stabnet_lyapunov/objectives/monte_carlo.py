@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, final
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from stabnet import Flow, InvalidOptionError, StabilityModel
 from stabnet.interfaces import Objective, Solution
 
+from .._checks import flag, number, whole
 from ..samplers import Ball, Hypercube, Sampler, Trajectory, ball_radius, hypercube_size
 from .schedules import GainSchedule, RateSchedule, paper_rate, released_rate
 from .supervision import Supervision
@@ -57,7 +57,7 @@ class LyapunovMonteCarlo(Objective):
         detach: whether ``κ V`` is held constant in the gradient; matters to learned heads only.
         terminal_weight: weight of the plain loss of the model's outputs (cross entropy, for a
             potential that is), added to the Lyapunov loss. It takes an ODE solve per step.
-        kappa_start: rate at the first step, for a schedule that rises linearly to ``kappa``.
+        kappa_start: rate at the first step, for a schedule that moves linearly to ``kappa``.
         kappa_steps: steps of that schedule.
         gain_switch: run the released schedule of the field's gain, with a first phase of so many
             steps; see :class:`stabnet_lyapunov.GainSchedule`. ``None`` for a constant gain.
@@ -88,13 +88,10 @@ class LyapunovMonteCarlo(Objective):
         super().__init__()
         if mode not in ("paper", "official"):
             raise InvalidOptionError(f"mode={mode!r} is unknown; it is 'paper' or 'official'")
-        if kappa is not None and not 0 < kappa < math.inf:
-            raise InvalidOptionError(f"kappa={kappa!r} must be positive and finite")
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise InvalidOptionError(f"samples={samples!r} must be a positive whole number")
         released = mode == "official"
-        self.mode, self.kappa, self.samples = mode, kappa, samples
-        self.detach = released if detach is None else detach
+        self.mode, self.samples = mode, whole("samples", samples, 1)
+        self.kappa = None if kappa is None else number("kappa", kappa, above=0)
+        self.detach = released if detach is None else flag("detach", detach)
         default = "ball" if released else "hypercube"
         self.sampler = _sampler(default if sampler is None else sampler)
         self.supervision = Supervision(potential, 0.0 if released else None, terminal_weight)
@@ -196,9 +193,11 @@ class LyapunovMonteCarlo(Objective):
 def _sampler(spec: str | Mapping[str, Any] | Sampler) -> Sampler:
     if isinstance(spec, Sampler):
         return spec
-    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+    options: dict[str, Any] = {"name": spec}
+    if isinstance(spec, Mapping):
+        options = dict(spec)
     name = options.pop("name", "")
-    if name not in _SAMPLERS:
+    if not isinstance(name, str) or name not in _SAMPLERS:
         raise InvalidOptionError(
             f"sampler {name!r} is unknown; it is one of {', '.join(_SAMPLERS)}, or a dict with "
             "that 'name' and options"

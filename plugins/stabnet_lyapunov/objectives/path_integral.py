@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stabnet import InvalidOptionError
 from stabnet.interfaces import Context, Objective
 
+from .._checks import flag, number, whole
 from .path import Path, follow
 from .schedules import RateSchedule, paper_rate, released_rate
 from .supervision import Supervision
@@ -65,7 +66,7 @@ class LyapunovPathIntegral(Objective):
         detach: whether ``κV`` is held constant in the gradient.
         terminal_weight: weight of the plain, untruncated loss of the final outputs (cross entropy,
             for a potential that is), which the same run of the model gives.
-        kappa_start: rate at the first step, for a schedule that rises linearly to ``kappa``.
+        kappa_start: rate at the first step, for a schedule that moves linearly to ``kappa``.
         kappa_steps: steps of that schedule.
 
     Raises:
@@ -99,18 +100,13 @@ class LyapunovPathIntegral(Objective):
             )
         limit = math.inf if condition == "continuous" else 1.0
         for name, rate in (("kappa", kappa), ("kappa_start", kappa_start)):
-            if rate is not None and not 0 < rate < limit:
-                raise InvalidOptionError(
-                    f"{name}={rate!r} must be above 0 and below {limit} for the {condition} "
-                    "condition"
-                )
-        if points is not None and (
-            isinstance(points, bool) or not isinstance(points, int) or points < 2
-        ):
-            raise InvalidOptionError(f"points={points!r} must be a whole number, at least 2")
+            if rate is not None:
+                number(name, rate, above=0, below=limit, where=f"for the {condition} condition")
+        if points is not None:
+            whole("points", points, 2)
         released = mode == "official"
         self.mode, self.condition, self.kappa, self.points = mode, condition, kappa, points
-        self.detach = released if detach is None else detach
+        self.detach = released if detach is None else flag("detach", detach)
         self.supervision = Supervision(potential, 0.0 if released else None, terminal_weight)
         self.task = self.supervision.task
         self.dynamics = "flow" if condition == "continuous" else "any"

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
 
+from .._checks import number, whole
+
 __all__ = ["GainSchedule", "RateSchedule", "paper_rate", "released_rate"]
 
 _CORNER = 15.0
@@ -29,7 +31,7 @@ def released_rate(classes: int) -> float:
 
 @final
 class RateSchedule(nn.Module):
-    r"""A rate :math:`\kappa` that rises linearly over training steps, then stays.
+    r"""A rate :math:`\kappa` that moves linearly over training steps, then stays.
 
     Steps are counted in a buffer, so that a resumed training goes on where it was, and without a
     host synchronization. In eval mode the rate is the final one.
@@ -49,10 +51,9 @@ class RateSchedule(nn.Module):
 
     def __init__(self, start: float | None, steps: int) -> None:
         super().__init__()
-        if start is not None and not 0 < start < math.inf:
-            raise InvalidOptionError(f"kappa_start={start!r} must be positive and finite")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise InvalidOptionError(f"kappa_steps={steps!r} must be a whole number, at least 0")
+        if start is not None:
+            number("kappa_start", start, above=0)
+        whole("kappa_steps", steps, 0)
         if (start is None) != (steps == 0):
             raise InvalidOptionError(
                 f"kappa_start={start!r} and kappa_steps={steps} go together: give both for a "
@@ -94,9 +95,7 @@ class GainSchedule(nn.Module):
 
     def __init__(self, switch: int) -> None:
         super().__init__()
-        if isinstance(switch, bool) or not isinstance(switch, int) or switch < 0:
-            raise InvalidOptionError(f"gain_switch={switch!r} must be a whole number of steps")
-        self.switch = switch
+        self.switch = whole("gain_switch", switch, 0)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, final
 
@@ -12,6 +11,7 @@ import stabnet
 from stabnet import InvalidOptionError, StabilityModel
 from stabnet.interfaces import Context, Potential
 
+from .._checks import number
 from ..potential import SupervisedPotential
 
 __all__ = ["Supervision"]
@@ -44,9 +44,7 @@ class Supervision(nn.Module):
         weight: float,
     ) -> None:
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise InvalidOptionError(f"terminal_weight={weight!r} must be finite and at least 0")
-        self.weight = weight
+        self.weight = number("terminal_weight", weight, least=0)
         if potential is None:
             potential = {"name": "supervised"}
             if truncation is not None:

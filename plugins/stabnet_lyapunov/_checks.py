@@ -1,0 +1,62 @@
+"""Checks of option values that several parts share."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+from stabnet import InvalidOptionError
+
+__all__ = ["flag", "number", "whole"]
+
+
+def number(
+    name: str,
+    value: float,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    where: str = "",
+) -> float:
+    """Return a finite number within bounds.
+
+    Args:
+        name: the option.
+        value: its value.
+        above: what it must be greater than.
+        least: what it must at least be.
+        below: what it must be smaller than.
+        where: words on where these bounds hold, for the message.
+
+    Raises:
+        InvalidOptionError: for anything else.
+    """
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if real and math.isfinite(value) and value > above and value >= least and value < below:
+        return float(value)
+    bounds = (("above", above), ("at least", least), ("below", below))
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+    raise InvalidOptionError(f"{name}={value!r} must be a finite number {wanted} {where}".rstrip())
+
+
+def whole(name: str, value: int, least: int) -> int:
+    """Return a whole number of at least ``least``.
+
+    Raises:
+        InvalidOptionError: for anything else.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
+        return int(value)
+    raise InvalidOptionError(f"{name}={value!r} must be a whole number, at least {least}")
+
+
+def flag(name: str, value: bool) -> bool:
+    """Return a truth value, which texts such as ``"no"`` are not.
+
+    Raises:
+        InvalidOptionError: for anything else.
+    """
+    if isinstance(value, bool):
+        return value
+    raise InvalidOptionError(f"{name}={value!r} must be True or False")
