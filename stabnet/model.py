@@ -256,7 +256,9 @@ class StabilityModel(nn.Module):
                 f"inputs have dtype {x.dtype}; expected floating point, images in [0, 1]. "
                 "Divide 8-bit images by 255"
             )
-        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        # Not next(…, default), which torch 2.6 does not compile.
+        dtypes = [p.dtype for p in self.parameters() if p.is_floating_point()]
+        own = dtypes[0] if dtypes else x.dtype
         if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
             raise InvalidInputError(
                 f"inputs have dtype {x.dtype} and the model {own}; convert the inputs with "

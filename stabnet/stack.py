@@ -68,10 +68,11 @@ class Stack(Dynamics):
         """
         self._check_skipped(skip, stage)
         solutions: list[Solution] = []
-        for index in range(stage, len(self.stages)):
+        # A slice, because torch 2.6 exports no stage that is taken by its index.
+        for index, module in enumerate(self.stages[stage:], stage):
             if index in skip:
                 continue
-            solutions.append(self.advance(state, index, u))
+            solutions.append(_run(module, state, u, None))
             state = solutions[-1].state
         assert state is not None
         residuals = [s.residual for s in solutions if s.residual is not None]
@@ -103,13 +104,9 @@ class Stack(Dynamics):
             InvalidInputError: if ``times`` are given for a block, which has none.
         """
         module = self.stages[stage]
-        if isinstance(module, Dynamics):
-            solution: Solution = module(state, times)
-            return solution
-        if times is not None:
+        if times is not None and not isinstance(module, Dynamics):
             raise InvalidInputError(f"stage {stage} is a {type(module).__name__}: it has no time")
-        out = module(state, u)
-        return out if isinstance(out, Solution) else Solution(state=out)
+        return _run(module, state, u, times)
 
     def _check_skipped(self, skip: Collection[int], first: int) -> None:
         wrong = [index for index in skip if not first <= index < len(self.stages)]
@@ -118,3 +115,14 @@ class Stack(Dynamics):
                 f"stages {wrong} cannot be skipped; those to come are "
                 f"{list(range(first, len(self.stages)))}"
             )
+
+
+def _run(
+    module: nn.Module,
+    state: State | None,
+    u: Features,
+    times: Sequence[float] | Float[Tensor, " times"] | None,
+) -> Solution:
+    """Run one stage: a dynamics on the state that drives it, a block on state and features."""
+    out = module(state, times) if isinstance(module, Dynamics) else module(state, u)
+    return out if isinstance(out, Solution) else Solution(state=out)

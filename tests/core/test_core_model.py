@@ -228,7 +228,9 @@ def test_what_a_run_returns_can_be_mapped_exported_and_saved():
     torch.testing.assert_close(mapped.state[:, 0], solution.state)
     torch.testing.assert_close(mapped.stages[0].residual[:, 0], solution.stages[0].residual)
     assert mapped.nfe == solution.nfe
-    with torch.no_grad():  # torch 2.6 cannot trace a backward pass
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 mixes up the names of a stack's batch-norm buffers on export")
+    with torch.no_grad():
         exported = torch.export.export(run, (x,))
     spec = pytree.treespec_loads(pytree.treespec_dumps(exported.call_spec.out_spec))
     again, found = pytree.tree_unflatten(pytree.tree_leaves(exported.module()(x)), spec)

@@ -89,6 +89,9 @@ def test_the_rate_is_that_of_finite_differences_along_the_exact_flow(form, head)
     torch.testing.assert_close(rate, differences, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="torch 2.6 draws no symbolic number of integers"
+)
 @pytest.mark.parametrize("sampler", ["hypercube", {"name": "ball", "times": 2}])
 def test_steps_compile_whole(sampler):
     model, (x, y) = _model(), _batch()
