@@ -59,15 +59,28 @@ def lyanet(
     References:
         [LyaNet] (1)-(3) and section 5; released code.
     """
-    return _model(
+    if mode not in ("paper", "official"):
+        raise InvalidOptionError(f"mode={mode!r} is unknown; it is 'paper' or 'official'")
+    size = num_outputs if state_size is None else state_size
+    stem = "cifar" if mode == "paper" else "imagenet"
+    features = stabnet.build(
+        {"name": "resnet18", "width": 128**2, "stem": stem} if backbone is None else backbone,
+        kind="backbone",
+        in_shape=tuple(in_shape),
+    )
+    method = {"name": "rk4", "step_size": 0.1} if integrator is None else integrator
+    field = stabnet.build(
+        _field(mode, size) if vector_field is None else vector_field,
+        kind="vector_field",
+        state_shape=(size,),
+        feature_shape=features.out_shape,
+    )
+    return StabilityModel(
         in_shape,
         num_outputs,
-        mode,
-        backbone,
-        vector_field,
-        integrator,
-        state_size,
-        head,
+        features,
+        Flow(field, stabnet.build(method, kind="integrator")),
+        stabnet.build(head, kind="head", in_features=size, num_outputs=num_outputs),
         mean,
         std,
     )
@@ -111,56 +124,17 @@ def neural_ode(
     References:
         [LyaNet] section 5; Chen et al., "Neural ordinary differential equations", 2018.
     """
-    return _model(
-        in_shape,
-        num_outputs,
-        mode,
-        backbone,
-        vector_field,
-        integrator,
-        state_size,
-        head,
-        mean,
-        std,
-    )
-
-
-def _model(
-    in_shape: Sequence[int],
-    num_outputs: int,
-    mode: str,
-    backbone: Part | None,
-    vector_field: Part | None,
-    integrator: Part | None,
-    state_size: int | None,
-    head: Part,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> StabilityModel:
-    if mode not in ("paper", "official"):
-        raise InvalidOptionError(f"mode={mode!r} is unknown; it is 'paper' or 'official'")
-    size = num_outputs if state_size is None else state_size
-    stem = "cifar" if mode == "paper" else "imagenet"
-    features = stabnet.build(
-        {"name": "resnet18", "width": 128**2, "stem": stem} if backbone is None else backbone,
-        kind="backbone",
-        in_shape=tuple(in_shape),
-    )
-    method = {"name": "rk4", "step_size": 0.1} if integrator is None else integrator
-    field = stabnet.build(
-        _field(mode, size) if vector_field is None else vector_field,
-        kind="vector_field",
-        state_shape=(size,),
-        feature_shape=features.out_shape,
-    )
-    return StabilityModel(
-        in_shape,
-        num_outputs,
-        features,
-        Flow(field, stabnet.build(method, kind="integrator")),
-        stabnet.build(head, kind="head", in_features=size, num_outputs=num_outputs),
-        mean,
-        std,
+    return lyanet(
+        in_shape=in_shape,
+        num_outputs=num_outputs,
+        mode=mode,
+        backbone=backbone,
+        vector_field=vector_field,
+        integrator=integrator,
+        state_size=state_size,
+        head=head,
+        mean=mean,
+        std=std,
     )
 
 
