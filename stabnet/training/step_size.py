@@ -62,7 +62,12 @@ class StepSizeSensitivity:
 
     @property
     def depends_on_step(self) -> bool:
-        """Whether the accuracy (for regression, the mean output) differs by 1 % or more."""
+        """Whether the accuracy (for regression, the mean output) differs by 1 % or more.
+
+        Outputs that are not finite depend on it too: then the steps are too long to say anything.
+        """
+        if math.isinf(self.largest_change):
+            return True
         if self.accuracy is None or self.refined_accuracy is None:
             return self.mean_change >= _NOTABLE
         # Accuracies are counts over a count, up to rounding.

@@ -192,6 +192,7 @@ def test_outputs_that_overflow_are_wrong_and_infinitely_far():
     found = step_size_sensitivity(make(flow(euler(), rate=1e9, end=2.0)), batches())
     assert found.accuracy == 0
     assert found.mean_change == math.inf
+    assert found.depends_on_step
     assert StepSizeSensitivity(**{**vars(found), "accuracy": None}).depends_on_step
 
 
