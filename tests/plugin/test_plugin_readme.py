@@ -76,7 +76,7 @@ def test_examples_of_the_readme_run(site):
         "assert solution.backward.converged.all()\n"
     )
     code += EXAMPLES[3] + (
-        "assert 0 < logs['violations'] < 1 and states.shape == (3, 8, 10)\n"
+        "assert 0 < logs['violations'] <= 1 and states.shape == (3, 8, 10)\n"
         "assert model.dynamics.vector_field.first.weight.grad.any()\n"
     )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
