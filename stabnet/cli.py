@@ -257,6 +257,9 @@ def attack(
     """Attack a trained model and print what it withstands."""
     if settings and name is None:
         raise InvalidOptionError("--set is for an option of --attack; name the attack")
+    options = _assignments(settings or ())
+    if "name" in options:
+        raise InvalidOptionError("--set name=… would name another attack; name it by --attack")
     report = attack_file(
         source,
         data=data,
@@ -264,7 +267,7 @@ def attack(
         download=download,
         images=images,
         protocol=protocol,
-        attack=name and {**_assignments(settings or ()), "name": name},
+        attack=name and {**options, "name": name},
         batch_size=batch_size,
         device=device,
         seed=seed,

@@ -313,6 +313,8 @@ def test_attack_of_choice_is_reported_in_its_norm(run, trained):
     check_refused(run("attack", trained, "--attack", "pgd_l3"), "pgd_l2")
     check_refused(run("attack", trained, "--attack", "pgd_l2", "--set", "r=1"), "no option 'r'")
     check_refused(run("attack", trained, "--set", "eps=1"), "name the attack")
+    twice = ("--attack", "pgd_l2", "--set", "name=pgd")
+    check_refused(run("attack", trained, *twice), "name it by --attack")
 
 
 def test_attack_refuses_with_one_clean_message(run, trained, tmp_path):
