@@ -18,7 +18,7 @@ def jvp(function: Callable[[Tensor], Tensor], z: Tensor, velocity: Tensor) -> tu
 
     torch's own product is right, but not its gradient where the function normalizes by statistics
     of its input: batch normalization in training mode, instance and layer normalization. Their
-    fused forward derivative takes the saved mean and deviation for constants (torch 2.6 to 2.15).
+    fused forward derivative takes the saved mean and deviation for constants (seen in torch 2.15).
     Here these layers are computed in elementary operations instead, and update no running
     statistics.
 

@@ -200,15 +200,16 @@ def least_gain(rate: float, classes: int, corner: float) -> float:
     Where the field chooses rightly, :math:`p = e_y`, its speed
     :math:`\rho = \mathrm{rate} \cdot \mathrm{gain} / C` gives
     :math:`\dot V = -\rho \sum_{k \ne y} q_k (2 \cdot \mathrm{corner} + z_k - z_y)` with the softmax
-    :math:`q` of the state. The hardest states are those where all wrong classes are alike,
-    :math:`z_k - z_y = d`; there :math:`\dot V \le -\kappa V` takes
+    :math:`q` of the state. The hardest states that a search over the cube found (2 to 100 classes)
+    are those where all wrong classes are alike, :math:`z_k - z_y = d`; there
+    :math:`\dot V \le -\kappa V` takes
 
     .. math:: \mathrm{gain} \ge C\, \max_{|d| \le 2s}
               \frac{V}{(1 - e^{-V})(2 \cdot \mathrm{corner} + d)}, \qquad
               V = \log(1 + (C - 1) e^d).
 
     With a greater gain the loss is content with an undecided choice; with a smaller one no choice
-    satisfies it. Both cost accuracy.
+    satisfies it.
 
     Args:
         rate: :math:`\kappa`, positive.

@@ -41,8 +41,8 @@ class LyapunovMonteCarlo(Objective):
 
     The features are computed once, by the model's backbone; states that the batch shares are never
     expanded over it. A learned start of the flow gets a gradient from ``terminal_weight`` alone.
-    In eval mode the samples are the same at every call, so that the mean over a
-    set is a number, and the trajectories are solved for accuracy and evaluations.
+    In eval mode the samples are the same at every call and for every example, so that the mean
+    over a set is a number, and the trajectories are solved for accuracy and evaluations.
 
     Args:
         mode: what options left at ``None`` come to. ``"paper"``: κ = 5, the hypercube of
