@@ -16,12 +16,9 @@ from .evidence import bisect
 from .inputs import balls, decide_balls, region_of
 from .scheme import Scheme
 from .system import System
-from .theorem import Decay, sensitivity
+from .theorem import SAFETY, Decay, sensitivity
 
 __all__ = ["Effort", "Proof", "prove"]
-
-_SAFETY = 1 + 2.0**-40
-"""More than the few operations on plain numbers below can round away."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def prove(
         reason = "the integrator's steps are so long that no cube of states is known to hold them"
     else:
         radius, end = search.radius(system.steps, stepped, radius_flow > 0)
-    theorem, lipschitz = search.theorem(region, going, decrease.clamp(min=0) * _SAFETY)
+    theorem, lipschitz = search.theorem(region, going, decrease.clamp(min=0) * SAFETY)
     return Proof(
         decrease,
         radius,
@@ -187,10 +184,10 @@ class _Search:
             return sensitivity(self.system, self.y[rows], clean, features, part)
 
         def holds(rows: Tensor, eps: Tensor) -> Tensor:
-            level = (decrease[rows] + change(rows, eps)) * (_SAFETY / self.decay.kappa)
+            level = (decrease[rows] + change(rows, eps)) * (SAFETY / self.decay.kappa)
             return level <= self.decay.level()[rows]
 
         radius = bisect(holds, candidates, self.effort.eps_max, self.effort.steps)
         largest = torch.full_like(radius, self.effort.eps_max)
         ball = radius.where(radius > 0, largest)
-        return radius, change(torch.arange(len(radius)), ball) / ball * _SAFETY
+        return radius, change(torch.arange(len(radius)), ball) / ball * SAFETY

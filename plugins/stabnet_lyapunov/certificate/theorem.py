@@ -63,12 +63,14 @@ from .cells import choice_gaps, hidden_interval, within_cube
 from .cover import Region, grid
 from .system import System
 
-__all__ = ["Decay", "sensitivity"]
+__all__ = ["SAFETY", "Decay", "sensitivity"]
 
 _LOG2 = math.log(2.0) * (1 - 2.0**-50)
 _LEAST = 2.0**-500
-_SAFETY = 1 + 2.0**-40
-"""More than the few operations on plain numbers below can round away."""
+"""What has decayed below this counts as this, so that nothing underflows."""
+
+SAFETY = 1 + 2.0**-40
+"""More than a few operations on plain numbers can round away."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Decay:
     @property
     def target(self) -> Float[Tensor, " rows"]:
         r"""Upper bound of :math:`\delta = e^{-\kappa T} V_0`."""
-        return (math.exp(-self.kappa * self.span) * self.start * _SAFETY).clamp(min=_LEAST)
+        return (math.exp(-self.kappa * self.span) * self.start * SAFETY).clamp(min=_LEAST)
 
     def level(self) -> Float[Tensor, " rows"]:
         r"""Return the largest :math:`\ell` that keeps the class, less a little; maybe negative."""
@@ -109,8 +111,8 @@ class Decay:
         self, level: Float[Tensor, " rows"], after: Float[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
         r"""Return the upper bound of :math:`V(T)`, rounded upwards."""
-        lost = -math.expm1(-self.kappa * self.span) * _SAFETY
-        decayed = (self.target + level.clamp(min=0) * lost) * _SAFETY
+        lost = -math.expm1(-self.kappa * self.span) * SAFETY
+        decayed = (self.target + level.clamp(min=0) * lost) * SAFETY
         return torch.maximum(torch.maximum(decayed, after), self.least)
 
 
@@ -160,5 +162,5 @@ def _continuity(activation: nn.Module) -> tuple[float, float]:
     if isinstance(activation, nn.Softplus):
         # It drops where torch makes it the identity.
         drop = math.log1p(math.exp(-activation.threshold)) / activation.beta
-        return 1.0, drop * _SAFETY
+        return 1.0, drop * SAFETY
     return 1.0, 0.0
