@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from .flow import Flow as Flow
     from .model import StabilityModel as StabilityModel
     from .stack import Stack as Stack
+    from .times import checked_times as checked_times
+    from .times import time_steps as time_steps
 
 try:
     __version__ = version("stabnet")
@@ -65,9 +67,11 @@ _LAZY = {
     "Flow": ".flow",
     "StabilityModel": ".model",
     "Stack": ".stack",
+    "checked_times": ".times",
     "load": ".checkpoint",
     "load_weights": ".checkpoint",
     "save": ".checkpoint",
+    "time_steps": ".times",
 }
 _ROOMS = ("bounds", "certify", "data", "interfaces", "plots", "robustness", "testing", "training")
 
@@ -101,6 +105,8 @@ __all__ = [  # noqa: RUF022 - the lazy names are added below
     "load",
     "load_weights",
     "save",
+    "checked_times",
+    "time_steps",
     "bounds",
     "certify",
     "data",

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "stabnet"
 PLUGINS = ROOT / "plugins"
 
-GROUND = {"errors", "interfaces", "bounds"}
+GROUND = {"errors", "values", "interfaces", "bounds"}
 ASSEMBLY = {
     "checks",
     "files",
@@ -46,12 +46,14 @@ ASSEMBLY = {
     "truncated",
     "model",
     "checkpoint",
+    "times",
 }
 SERVICES = {"data", "training", "robustness", "certify", "plots", "testing"}
 PACKAGE = "stabnet"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "values": {"errors"},
     "interfaces": {"errors"},
     "bounds": {"errors"},
     "plugin": {"errors", "interfaces"},

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Context, Potential
+from stabnet.values import number
 
-from ._checks import number
 from .forward_mode import jvp
 
 __all__ = ["Loss", "SupervisedPotential"]

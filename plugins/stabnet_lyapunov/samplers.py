@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from stabnet import Flow, InvalidOptionError
 from stabnet.robustness import eval_mode
-
-from ._checks import flag, number, whole
+from stabnet.values import flag, number, whole
 
 __all__ = ["Ball", "Hypercube", "Sampler", "Trajectory", "ball_radius", "hypercube_size"]
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from .guarantee import Guarantee
+from .potential import Context, Potential
 from .solution import Features
 
 __all__ = [
     "BoundsEquilibria",
+    "BoundsGrowth",
     "BoundsIntervals",
     "BoundsLipschitz",
+    "BoundsSmoothness",
+    "Descends",
+    "Descent",
     "FixedStep",
     "FusedInvertible",
     "Guaranteed",
@@ -92,6 +97,62 @@ class BoundsEquilibria(Protocol):
         With ``sound`` they are in float64 and proven, infinite in rows that no box was proven for;
         else they are differentiable, and hold to the tolerance of the solve.
         """
+        ...
+
+
+@runtime_checkable
+class BoundsGrowth(Protocol):
+    """A potential that grows at least quadratically away from its center."""
+
+    def growth_bound(self) -> Float[Tensor, ""]:
+        """Return ``η > 0`` with ``V(z) ≥ η‖z − c‖²``, sound and in float64, without gradient."""
+        ...
+
+
+@runtime_checkable
+class BoundsSmoothness(Protocol):
+    """A potential whose gradient is Lipschitz in the state, with a known constant."""
+
+    def smoothness_bound(self) -> Float[Tensor, ""]:
+        """Return ``L`` with ``‖∇V(x) − ∇V(y)‖ ≤ L‖x − y‖``, sound and in float64, without gradient.
+
+        It is computed from the weights as they stand. It is infinite where none is known for them.
+        """
+        ...
+
+
+class Descent(NamedTuple):
+    """A field that descends a potential, evaluated at states.
+
+    Attributes:
+        velocity: ``F(t, z, u)``, with the shape of ``z``.
+        value: ``V(z)``, one value per state.
+        rate: ``∇V(z)ᵀF(t, z, u)``, one value per state, at most ``−αV(z)``.
+    """
+
+    velocity: Tensor
+    value: Tensor
+    rate: Tensor
+
+
+@runtime_checkable
+class Descends(Protocol):
+    r"""A vector field that descends a potential, :math:`\nabla V(z)^\top F(t, z, u) \le -\alpha V`.
+
+    Attributes:
+        potential: ``V``.
+        alpha: the rate ``α``, not negative.
+    """
+
+    potential: Potential
+    alpha: float
+
+    def context(self, u: Features = None) -> Context:
+        """Return what ``V`` is evaluated with at these features; its center is always set."""
+        ...
+
+    def descent(self, t: float | Tensor, z: Tensor, u: Features = None) -> Descent:
+        """Evaluate field, potential and the rate of change of the potential, all at once."""
         ...
 
 

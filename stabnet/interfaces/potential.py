@@ -56,11 +56,17 @@ class Potential(nn.Module, ABC):
 
     A potential recomputes its center: ``V(center) = 0`` after any number of training steps.
 
+    A potential whose own center is not the origin has it as ``center``, a tensor of the shape of a
+    state.
+
     Attributes:
         state_shape: shape of one state, without the batch.
+        convex: whether it is convex in the state, for every value of its parameters. Then
+            ``V(z) ≤ ∇V(z)ᵀ(z − c)``, and states that are scaled towards the center descend.
     """
 
     state_shape: tuple[int, ...]
+    convex: bool = False
 
     @abstractmethod
     def forward(

@@ -16,10 +16,13 @@ from ..flow import Flow
 from ..interfaces import (
     Backbone,
     Cell,
+    Context,
+    Descent,
     Dynamics,
     Features,
     FixedPointMap,
     Integrator,
+    Potential,
     RightHandSide,
     Solver,
     SolverResult,
@@ -27,6 +30,7 @@ from ..interfaces import (
     State,
     Trajectory,
     VectorField,
+    lift_features,
 )
 from ..model import StabilityModel
 
@@ -40,13 +44,42 @@ _SIZE = 4
 
 
 @final
+class _OscillatorEnergy(Potential):
+    """The energy ``p² + u² q²`` of harmonic oscillators."""
+
+    state_shape, convex = (_SIZE,), True
+
+    def forward(self, z: Tensor, context: Context | None = None) -> Tensor:
+        assert context is not None
+        assert context.features is not None
+        q, p = z.chunk(2, -1)
+        return (p.square() + (lift_features(context.features, z, 1) * q).square()).sum(-1)
+
+
+@final
 class Oscillator(VectorField):
     """Harmonic oscillators ``q' = p, p' = −u² q``; the state is ``(q, p)``, one after the other.
 
-    Separable, so that symplectic integrators can be tried on it too.
+    Separable, so that symplectic integrators can be tried on it too; and its energy never rises,
+    for integrators that need a field which descends a potential.
     """
 
     state_shape, feature_shape = (_SIZE,), (_SIZE // 2,)
+    alpha = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.potential = _OscillatorEnergy()
+
+    def context(self, u: Features = None) -> Context:
+        """Return what the energy is evaluated with."""
+        assert isinstance(u, Tensor)
+        return Context(features=u, center=u.new_zeros(self.state_shape))
+
+    def descent(self, t: float | Tensor, z: Tensor, u: Features = None) -> Descent:
+        """Return velocity, energy, and zero, the rate of the energy."""
+        value = self.potential(z, self.context(u))
+        return Descent(self(t, z, u), value, torch.zeros_like(value))
 
     def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
         """Return ``(p, −u² q)``."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Features, Guarantee, VectorField
+from stabnet.values import number
 
-from .._checks import number
 from ..samplers import hypercube_size
 
 __all__ = ["DataControlledField", "least_gain"]

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Features, VectorField
-
-from .._checks import number, whole
+from stabnet.values import number, whole
 
 __all__ = ["PiecewiseConvField"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stabnet import Flow, InvalidOptionError, StabilityModel
 from stabnet.interfaces import Objective, Solution
+from stabnet.values import flag, number, whole
 
-from .._checks import flag, number, whole
 from ..samplers import Ball, Hypercube, Sampler, Trajectory, ball_radius, hypercube_size
 from .schedules import GainSchedule, RateSchedule, paper_rate, released_rate
 from .supervision import Supervision

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
 from stabnet.interfaces import Context, Objective
+from stabnet.values import flag, number, whole
 
-from .._checks import flag, number, whole
 from .path import Path, follow
 from .schedules import RateSchedule, paper_rate, released_rate
 from .supervision import Supervision

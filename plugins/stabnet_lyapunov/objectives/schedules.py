@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
-
-from .._checks import number, whole
+from stabnet.values import number, whole
 
 __all__ = ["GainSchedule", "RateSchedule", "paper_rate", "released_rate"]
 

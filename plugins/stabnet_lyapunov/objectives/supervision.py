@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import stabnet
 from stabnet import InvalidOptionError, StabilityModel
 from stabnet.interfaces import Context, Potential
+from stabnet.values import number
 
-from .._checks import number
 from ..potential import SupervisedPotential
 
 __all__ = ["Supervision"]

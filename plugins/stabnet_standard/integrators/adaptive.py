@@ -16,7 +16,6 @@ import stabnet
 from stabnet.interfaces import Features, Integrator, RightHandSide, Trajectory
 
 from .._checks import nonnegative, positive, positive_int
-from ._times import checked_times
 
 __all__ = ["AdaptiveRungeKutta", "adaptive_heun", "bosh3", "dopri5", "dopri8"]
 
@@ -123,7 +122,7 @@ class AdaptiveRungeKutta(Integrator):
             ConvergenceError: if the steps underflow, the state turns non-finite, or ``max_steps``
                 do not suffice.
         """
-        values = checked_times(times)
+        values = stabnet.checked_times(times)
         direction = 1.0 if values[0] < values[-1] else -1.0
         s = direction * torch.as_tensor(times, dtype=torch.float64, device=z0.device)
         field, leaves = vector_field, None

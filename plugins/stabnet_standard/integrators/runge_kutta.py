@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import stabnet
 from stabnet.interfaces import Features, Integrator, RightHandSide, Trajectory
 
 from .._checks import positive
-from ._times import checked_times, rounding
 
 __all__ = ["ButcherTableau", "RungeKutta", "euler", "midpoint", "rk4"]
 
@@ -123,29 +121,15 @@ class RungeKutta(Integrator):
         Raises:
             InvalidInputError: if ``times`` are not as described.
         """
-        values = checked_times(times)
-        knots = times if isinstance(times, Tensor) else values
-        eps = rounding(times)
         z = z0
         states = [z0]
         steps = 0
-        for i, (start, end) in enumerate(pairwise(values)):
-            n = self._steps(start, end, eps)
-            h = (knots[i + 1] - knots[i]) / n
-            for k in range(n):
-                z = self._step(vector_field, knots[i] + k * h, z, h, u)
+        for interval in stabnet.time_steps(times, self.step_size):
+            for t, h in interval:
+                z = self._step(vector_field, t, z, h, u)
             states.append(z)
-            steps += n
+            steps += len(interval)
         return Trajectory(torch.stack(states), nfe=steps * len(self.tableau.b))
-
-    def _steps(self, start: float, end: float, eps: float) -> int:
-        """Return the number of steps from ``start`` to ``end``.
-
-        The length of the interval is known up to the rounding of its ends, which is forgiven: from
-        0.3 to 0.4 is one step of 0.1, although it computes as a little more.
-        """
-        slack = 2 * eps * max(abs(start), abs(end))
-        return max(1, math.ceil((abs(end - start) - slack) / self.step_size))
 
     def _step(
         self,

@@ -1,11 +1,11 @@
-"""Checks of option values that several parts share."""
+"""Checks of the numbers among the options of a part, for plugins to share."""
 
 from __future__ import annotations
 
 import math
 from numbers import Integral, Real
 
-from stabnet import InvalidOptionError
+from .errors import InvalidOptionError
 
 __all__ = ["flag", "number", "whole"]
 
