@@ -10,14 +10,15 @@ import stabnet
 from . import references
 
 _LAZY = {
-    "ICNN": ".icnn",
+    "ICNN": ".potentials.icnn",
     "PointProjection": ".block",
-    "ProjectedField": ".projected",
+    "ProjectedField": ".fields.projected",
     "ProjectionFlow": ".flow",
+    "StableStep": ".stable_step",
     "lyadeq": ".models.lyadeq",
-    "project": ".projected",
+    "project": ".fields.projected",
     "projection": ".block",
-    "smooth_relu": ".icnn",
+    "smooth_relu": ".potentials.icnn",
 }
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PointProjection",
     "ProjectedField",
     "ProjectionFlow",
+    "StableStep",
     "lyadeq",
     "project",
     "projection",
@@ -43,17 +45,24 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     """Register the potential, the projection as field and as block, and LyaDEQ."""
     registrar.potential(
         "icnn",
-        "stabnet_projection.icnn:ICNN",
+        "stabnet_projection.potentials.icnn:ICNN",
         summary="input-convex network made positive definite around a center, closed gradient",
         reference=(references.MANEK_KOLTER, references.ICNN),
         example={"state_shape": (4,), "hidden": (5, 3)},
     )
     registrar.vector_field(
         "projected",
-        "stabnet_projection.projected:ProjectedField",
+        "stabnet_projection.fields.projected:ProjectedField",
         summary="any field, projected so that it descends a Lyapunov function",
         reference=references.MANEK_KOLTER,
         example={"state_shape": (4,), "feature_shape": (3,)},
+    )
+    registrar.integrator(
+        "stable_step",
+        "stabnet_projection.stable_step:StableStep",
+        summary="steps along a descending field, cut back so that they never raise its potential",
+        reference=references.LAWRENCE,
+        example={"step_size": 0.1},
     )
     registrar.block(
         "projection",

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 import stabnet
 from stabnet import InvalidOptionError
 from stabnet.interfaces import Block, Features, Guarantee, Potential
+from stabnet.values import number
 
+from .fields.descent import NO_CRITICAL_POINTS
+from .fields.projected import project
 from .flow import ProjectionFlow, no_claim_on_inputs
-from .projected import NO_CRITICAL_POINTS, check_alpha, project
 
 __all__ = ["PointProjection", "Reading", "projection"]
 
@@ -108,7 +110,7 @@ class PointProjection(Block):
         self.state_shape = tuple(state_shape)
         self.potential = potential
         self.reading = reading
-        self.alpha = check_alpha(alpha)
+        self.alpha = number("alpha", alpha, least=0)
 
     def forward(
         self, z: Float[Tensor, "batch ..."], u: Features = None

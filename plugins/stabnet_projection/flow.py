@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import final
 
@@ -10,18 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stabnet import InvalidOptionError
+import stabnet
 from stabnet.interfaces import (
     Block,
-    Context,
     Features,
     Guarantee,
     Potential,
     Solution,
     VectorField,
 )
+from stabnet.values import number
 
-from .projected import check_alpha, project
+from .fields.projected import ProjectedField
+from .stable_step import StableStep
 
 __all__ = ["ProjectionFlow"]
 
@@ -64,15 +64,13 @@ class ProjectionFlow(Block):
         step_size: float,
     ) -> None:
         super().__init__()
-        if not (0 < time < math.inf and 0 < step_size < math.inf):
-            raise InvalidOptionError(
-                f"time and step_size must be positive; got time={time}, step_size={step_size}"
-            )
         self.state_shape = tuple(state_shape)
-        self.vector_field = vector_field
-        self.potential = potential
-        self.alpha = check_alpha(alpha)
-        self.time, self.steps = time, math.ceil(time / step_size - 1e-9)
+        # The field vanishes at the equilibrium already, up to the residual of its solve.
+        self.vector_field = ProjectedField(
+            self.state_shape, self.state_shape, vector_field, potential, alpha, centered=False
+        )
+        self.time = number("time", time, above=0)
+        self.integrator = StableStep(step_size)
 
     def forward(self, z: Float[Tensor, "batch ..."], u: Features = None) -> Solution:
         """Carry the zero state towards the equilibrium ``z``.
@@ -84,31 +82,20 @@ class ProjectionFlow(Block):
         Returns:
             The trajectory, from zero at time 0 to the final state.
         """
-        h, context = self.time / self.steps, Context(center=z)
-        states = [torch.zeros_like(z)]
-        for k in range(self.steps):
-            states.append(self.step(k * h, states[-1], h, u, context))
-        times = torch.linspace(0, self.time, self.steps + 1, dtype=z.dtype, device=z.device)
-        return Solution(states[-1], nfe=self.steps, times=times, states=torch.stack(states))
-
-    def step(self, t: float, z: Tensor, h: float, u: Features, context: Context) -> Tensor:
-        """Return the state one step of size ``h`` after ``z``."""
-        ndim, center = len(self.state_shape), context.center
-        assert center is not None
-        value, gradient = self.potential.value_and_gradient(z, context)
-        field = self.vector_field(t, z, u).flatten(-ndim)
-        projected = project(field, value, gradient.flatten(-ndim), self.alpha)
-        y = z + h * projected.unflatten(-1, self.state_shape)
-        reached = self.potential(y, context)
-        target = math.exp(-self.alpha * h) * value
-        too_high = reached > target
-        gamma = torch.where(too_high, target / torch.where(too_high, reached, 1), 1)
-        gamma = gamma[(..., *[None] * ndim)]
-        return torch.where(gamma < 1, center + gamma * (y - center), y)
+        steps = stabnet.time_steps((0.0, self.time), self.integrator.step_size)[0]
+        times = [*(float(t) for t, _ in steps), self.time]
+        trajectory = self.integrator(self.vector_field.towards(z), torch.zeros_like(z), times, u)
+        return Solution(
+            trajectory.states[-1],
+            nfe=trajectory.nfe,
+            times=torch.tensor(times, dtype=z.dtype, device=z.device),
+            states=trajectory.states,
+        )
 
     def guarantees(self) -> list[Guarantee]:
         """Return exponential stability of the equilibrium in the state, and what it is not."""
-        rate, stable = f"{self.alpha}", "exponentially stable" if self.alpha > 0 else "stable"
+        alpha = self.vector_field.alpha
+        rate, stable = f"{alpha:g}", "exponentially stable" if alpha > 0 else "stable"
         return [
             Guarantee(
                 claim=f"each input's equilibrium is {stable} in the state z, along the steps as "

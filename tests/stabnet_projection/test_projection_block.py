@@ -60,32 +60,31 @@ def _flow(alpha: float, time: float, step_size: float):
 def test_flow_descends_at_the_promised_rate_for_every_step_size(alpha, step_size):
     flow, u, equilibrium = _flow(alpha, 6.0, step_size)
     solution = flow(equilibrium, u)
-    context = Context(center=equilibrium)
-    values = torch.stack([flow.potential(z, context) for z in solution.states])
-    h = 6.0 / flow.steps
-    assert solution.nfe == flow.steps == len(values) - 1 == math.ceil(6 / step_size)
+    context, potential = Context(center=equilibrium), flow.vector_field.potential
+    values = torch.stack([potential(z, context) for z in solution.states])
+    h = 6.0 / solution.nfe
+    assert solution.nfe == len(values) - 1 == math.ceil(6 / step_size)
     assert (values[1:] <= math.exp(-alpha * h) * values[:-1] * (1 + 1e-12) + 1e-28).all()
-    bound = (values[0] / flow.potential.eta).sqrt() * math.exp(-alpha * 6.0 / 2)
+    bound = (values[0] / potential.eta).sqrt() * math.exp(-alpha * 6.0 / 2)
     assert ((solution.state - equilibrium).norm(dim=1) <= bound + 1e-12).all()
 
 
 def test_plain_euler_would_raise_the_potential_where_the_flow_does_not():
     """The scaled step is needed: without it some states rise."""
     flow, u, equilibrium = _flow(0.5, 3.0, 3.0)
-    context = Context(center=equilibrium)
-    from stabnet_projection import project
-
+    context, potential = Context(center=equilibrium), flow.vector_field.potential
     z = 3 * torch.randn_like(equilibrium)
-    value, gradient = flow.potential.value_and_gradient(z, context)
-    euler = z + 3.0 * project(flow.vector_field(0.0, z, u), value, gradient, 0.5)
-    assert (flow.potential(euler, context) > value).any()
-    stepped = flow.step(0.0, z, 3.0, u, context)
-    assert (flow.potential(stepped, context) <= math.exp(-1.5) * value * (1 + 1e-12)).all()
+    field = flow.vector_field.towards(equilibrium)
+    velocity, value, _ = field.descent(0.0, z, u)
+    assert (potential(z + 3.0 * velocity, context) > value).any()
+    stepped = flow.integrator(field, z, (0.0, 3.0), u).states[-1]
+    assert (potential(stepped, context) <= math.exp(-1.5) * value * (1 + 1e-12)).all()
 
 
 def test_equilibrium_stays_an_equilibrium_of_the_flow():
     flow, u, equilibrium = _flow(1.0, 1.0, 0.1)
-    stepped = flow.step(0.0, equilibrium, 0.1, u, Context(center=equilibrium))
+    field = flow.vector_field.towards(equilibrium)
+    stepped = flow.integrator(field, equilibrium, (0.0, 0.1), u).states[-1]
     torch.testing.assert_close(stepped, equilibrium, rtol=0, atol=1e-12)
 
 

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
+import torch.utils._pytree as pytree
 from jaxtyping import Float
 from torch import Tensor, nn
 
 import stabnet
-from stabnet import InvalidOptionError
-from stabnet.interfaces import Context, Features, Guarantee, Potential, VectorField
+from stabnet.interfaces import (
+    Context,
+    Descent,
+    Features,
+    Guarantee,
+    Potential,
+    VectorField,
+    lift_features,
+)
+from stabnet.values import flag, number
 
-__all__ = ["ProjectedField", "check_alpha", "project"]
+from ..center import center_of
+from .descent import check_center, descent_guarantees, field_context
+
+__all__ = ["ProjectedField", "project"]
 
 Part = str | Mapping[str, Any] | nn.Module
-
-NO_CRITICAL_POINTS = "∇V vanishes only where V does, as it does for icnn"
-
-
-def check_alpha(alpha: float) -> float:
-    """Return the decay rate, or raise :class:`stabnet.InvalidOptionError` if it cannot be one."""
-    if not 0 <= alpha < math.inf:
-        raise InvalidOptionError(
-            f"the decay rate alpha must be finite and not negative; got {alpha}"
-        )
-    return alpha
 
 
 def project(
@@ -72,18 +72,26 @@ def project(
 class ProjectedField(VectorField):
     r"""Any field, projected so that it descends a Lyapunov function at rate ``alpha``.
 
-    Along its trajectories :math:`V(z(t)) \le V(z(0)) e^{-\alpha t}`. With the origin as center
-    and a positive rate, nothing but the origin can be an equilibrium.
+    .. math:: \hat F = \bar F - n\,\mathrm{ReLU}(n^\top \bar F + \alpha V / \|\nabla V\|), \qquad
+              \bar F(t, z, u) = F(t, z, u) - F(t, c, u)
+
+    Along its trajectories :math:`V(z(t)) \le V(z(0)) e^{-\alpha t}`. With ``centered`` the center
+    is an equilibrium, and the field is continuous there; without, ``F(t, c, u)`` is left as it is,
+    and unless that vanishes the field jumps at the center. With a positive rate nothing but the
+    center can be an equilibrium.
 
     Args:
         state_shape: shape of one state.
-        feature_shape: shape of one input's features.
-        vector_field: the field to project.
+        feature_shape: shape of one input's features; ``None`` or ``()`` for an autonomous field.
+        vector_field: the field ``F`` to project.
         potential: the Lyapunov function.
         alpha: decay rate, not negative.
+        centered: whether the field's value at the center is subtracted.
+        center: whether the center is the ``"potential"``'s own, or each sample's ``"features"``,
+            which are then states.
 
     Raises:
-        InvalidOptionError: for a negative ``alpha``.
+        InvalidOptionError: for a negative ``alpha``, or features as center that are no states.
 
     References:
         [MK] (10); [SNN] (29).
@@ -92,15 +100,19 @@ class ProjectedField(VectorField):
     def __init__(
         self,
         state_shape: Sequence[int],
-        feature_shape: Sequence[int],
+        feature_shape: Sequence[int] | None = None,
         vector_field: Part = "mlp",
         potential: Part = "icnn",
         alpha: float = 1.0,
+        centered: bool = True,
+        center: Literal["potential", "features"] = "potential",
     ) -> None:
         super().__init__()
-        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape)
-        self.alpha = check_alpha(alpha)
-        self.vector_field = stabnet.build(
+        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape or ())
+        self.alpha = number("alpha", alpha, least=0)
+        self.centered = flag("centered", centered)
+        self.center = check_center(center, self.state_shape, self.feature_shape)
+        self.vector_field: VectorField = stabnet.build(
             vector_field,
             kind="vector_field",
             state_shape=self.state_shape,
@@ -114,27 +126,88 @@ class ProjectedField(VectorField):
         self, t: float | Tensor, z: Float[Tensor, "..."], u: Features = None
     ) -> Float[Tensor, "..."]:
         """Evaluate the projected field; see :class:`stabnet.interfaces.VectorField`."""
+        return self.descent(t, z, u).velocity
+
+    def context(self, u: Features = None) -> Context:
+        """Return what the potential is evaluated with; see :class:`stabnet.interfaces.Descends`."""
+        return field_context(self.potential, self.center, u)
+
+    def descent(
+        self, t: float | Tensor, z: Tensor, u: Features = None, context: Context | None = None
+    ) -> Descent:
+        """Evaluate the projected field, the potential and its rate of change.
+
+        Args:
+            t: time.
+            z: states, as in :meth:`forward`; also a single state without a batch.
+            u: features.
+            context: with another center than :meth:`context` has.
+
+        Returns:
+            Field, potential and rate; see :class:`stabnet.interfaces.Descent`.
+        """
         ndim = len(self.state_shape)
-        field = self.vector_field(t, z, u)
-        context = Context(features=u) if isinstance(u, Tensor) else None
+        if context is None:
+            context = self.context(u)
+        field = self._centered(t, z, u, context)
         value, gradient = self.potential.value_and_gradient(z, context)
-        flat = project(field.flatten(-ndim), value, gradient.flatten(-ndim), self.alpha)
-        return flat.reshape(field.shape)
+        slope = gradient.flatten(-ndim)
+        flat = project(field.flatten(-ndim), value, slope, self.alpha)
+        return Descent(flat.reshape(field.shape), value, (slope * flat).sum(-1))
+
+    def towards(self, center: Float[Tensor, "batch ..."]) -> _Towards:
+        """Return the same field with another center for each sample, for an integrator.
+
+        Args:
+            center: one state per sample, ``(batch, *state_shape)``.
+        """
+        return _Towards(self, center)
+
+    def _centered(self, t: float | Tensor, z: Tensor, u: Features, context: Context) -> Tensor:
+        """Return the field, less its value at the center if that is wanted."""
+        ndim = len(self.state_shape)
+        if z.ndim == ndim:  # one state, as under vmap; fields take batches
+            batched = pytree.tree_map(lambda part: part[None], u)
+            return self._centered(t, z[None], batched, context)[0]
+        field: Tensor = self.vector_field(t, z, u)
+        if not self.centered:
+            return field
+        c = center_of(self.potential, context).to(z.dtype)
+        if c.ndim > ndim:
+            of_sample: Tensor = self.vector_field(t, c, u)
+            return field - lift_features(of_sample, z, ndim)
+        if z.ndim > ndim + 1:
+            c = c[None]
+        c = c.expand(len(u), *c.shape) if isinstance(u, Tensor) else c[None]
+        at_center: Tensor = self.vector_field(t, c, u)
+        return field - at_center
 
     def guarantees(self) -> list[Guarantee]:
         """Return the decay of the potential along exact trajectories."""
-        return [
-            Guarantee(
-                claim="the potential decays exponentially along trajectories of the field, in the "
-                "state (this says nothing of perturbed inputs)",
-                formula=f"∇V(z)ᵀF̂(t, z, u) ≤ −{self.alpha}·V(z), "
-                f"hence V(z(t)) ≤ V(z(0)) e^(−{self.alpha} t)",
-                source="Manek & Kolter 2019, (10) and Theorem 1",
-                status="by construction",
-                assumptions=(
-                    "exact arithmetic, up to rounding",
-                    NO_CRITICAL_POINTS,
-                    "the flow is exact: a step of a general integrator may raise V",
-                ),
-            )
-        ]
+        return descent_guarantees(
+            self.potential,
+            self.alpha,
+            source="Manek & Kolter 2019, (10) and Theorem 1; [SNN] (29)",
+        )
+
+    def extra_repr(self) -> str:
+        """Return the rate, and what the center is."""
+        return f"alpha={self.alpha}, centered={self.centered}, center={self.center!r}"
+
+
+@final
+class _Towards:
+    """A projected field whose center is a given state of each sample."""
+
+    def __init__(self, field: ProjectedField, center: Tensor) -> None:
+        self.field, self.center = field, center
+        self.potential, self.alpha = field.potential, field.alpha
+
+    def __call__(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
+        return self.descent(t, z, u).velocity
+
+    def context(self, u: Features = None) -> Context:
+        return Context(center=self.center)
+
+    def descent(self, t: float | Tensor, z: Tensor, u: Features = None) -> Descent:
+        return self.field.descent(t, z, u, self.context(u))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
-from stabnet.interfaces import Context, Potential, lift_features
+from stabnet.interfaces import Context, Potential
+from stabnet.values import flag, number, whole
+
+from ..center import center_of, offset_from, point
 
 __all__ = ["ICNN", "smooth_relu"]
+
+
+_ROUNDING = 1 + 1e-9
+"""Covers the rounding of float64 norms and products of any width that fits into memory."""
 
 
 def smooth_relu(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
@@ -58,6 +65,8 @@ class ICNN(Potential):
         hidden: widths of the hidden layers; the last layer of ``g`` is scalar.
         eta: the weight ``η > 0`` of the quadratic term.
         smoothing: the width ``d > 0`` of the smooth ReLU.
+        center: where ``V`` vanishes unless the context gives a center per sample; the origin if
+            ``None``.
         tangent: whether the tangent plane at the center is subtracted, ``τ = 1``. Then ``V`` grows
             in all directions as ``g`` bends; without it ([LyaDEQ]'s form) only where ``g`` rises.
 
@@ -68,6 +77,9 @@ class ICNN(Potential):
         [LyaDEQ] (9), (10), (12); [MK] (11)–(13); Amos, Xu, Kolter: "Input Convex Neural Networks".
     """
 
+    convex = True
+    center: Tensor
+
     def __init__(
         self,
         state_shape: Sequence[int],
@@ -75,16 +87,20 @@ class ICNN(Potential):
         eta: float = 0.1,
         smoothing: float = 1.0,
         tangent: bool = False,
+        center: Sequence[Any] | None = None,
     ) -> None:
         super().__init__()
-        if eta <= 0 or smoothing <= 0 or not hidden or min(hidden) < 1:
+        if not hidden:
             raise InvalidOptionError(
-                "eta, smoothing and every hidden width must be positive, with one hidden layer at "
-                f"least; got eta={eta}, smoothing={smoothing}, hidden={tuple(hidden)}"
+                "hidden=() is empty; give one width of a hidden layer at least"
             )
         self.state_shape = tuple(state_shape)
-        self.eta, self.smoothing, self.tangent = eta, smoothing, tangent
-        n, widths = math.prod(self.state_shape), (*hidden, 1)
+        self.eta = number("eta", eta, above=0)
+        self.smoothing = number("smoothing", smoothing, above=0)
+        self.tangent = flag("tangent", tangent)
+        self.register_buffer("center", point(center, self.state_shape))
+        n = math.prod(self.state_shape)
+        widths = (*(whole("hidden", width, 1) for width in hidden), 1)
         self.direct = nn.ModuleList(nn.Linear(n, width) for width in widths)
         self.positive = nn.ParameterList(
             torch.empty(after, before).uniform_(-1, 1) for before, after in pairwise(widths)
@@ -93,7 +109,7 @@ class ICNN(Potential):
     def forward(
         self, z: Float[Tensor, "*batch n"], context: Context | None = None
     ) -> Float[Tensor, "*batch"]:
-        """Evaluate ``V``; the center is ``context.center``, or the origin."""
+        """Evaluate ``V``; the center is ``context.center``, or the potential's own."""
         return self.value_and_gradient(z, context)[0]
 
     def value_and_gradient(
@@ -110,14 +126,9 @@ class ICNN(Potential):
             return self._evaluate(z.to(precision), context)
 
     def _evaluate(self, z: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
-        ndim = len(self.state_shape)
-        center = None if context is None else context.center
-        origin = z.new_zeros(self.state_shape)
-        c = origin if center is None else lift_features(center.to(z.dtype), z, ndim)
-        flat, flat_c = z.flatten(-ndim), c.flatten(-ndim)
-        g, slope = self._network(flat)
+        offset, flat_c = offset_from(center_of(self, context), z, len(self.state_shape))
+        g, slope = self._network(z.flatten(-len(self.state_shape)))
         g_c, slope_c = self._network(flat_c)
-        offset = flat - flat_c
         rise = g - g_c
         if self.tangent:
             rise = rise - (slope_c * offset).sum(-1)
@@ -128,6 +139,33 @@ class ICNN(Potential):
         value = value + self.eta * offset.square().sum(-1)
         gradient = factor[..., None] * slope + 2 * self.eta * offset
         return value, gradient.unflatten(-1, self.state_shape)
+
+    def growth_bound(self) -> Float[Tensor, ""]:
+        """Return ``η``; see :class:`stabnet.interfaces.BoundsGrowth`."""
+        return torch.tensor(self.eta, dtype=torch.float64, device=self.center.device)
+
+    def smoothness_bound(self) -> Float[Tensor, ""]:
+        r"""Return a Lipschitz constant of ``∇V``; see :class:`stabnet.interfaces.BoundsSmoothness`.
+
+        Unit by unit, :math:`\rho` bounds the gradients and :math:`h` the Hessians of a layer:
+
+        .. math:: \rho_{i+1} = U_i \rho_i + \|W_i\|_{rows}, \qquad
+                  h_{i+1} = U_i h_i + \rho_{i+1}^2/d
+
+        since the smooth ReLU has slopes in [0, 1] and curvatures in [0, 1/d]. Then
+        :math:`L = ((1 + \tau)\rho)^2/d + h + 2\eta`, one layer more of the same.
+        """
+        d = self.smoothing
+        with torch.no_grad():
+            rows = [cast(nn.Linear, w).weight.double().norm(dim=1) for w in self.direct]
+            weights = [F.softplus(raw.double()) / raw.shape[1] for raw in self.positive]
+            slope, curvature = rows[0], rows[0].square() / d
+            for U, row in zip(weights, rows[1:], strict=True):
+                slope = U @ slope + row
+                curvature = U @ curvature + slope.square() / d
+            rise = slope[0] * (2 if self.tangent else 1)
+            bound: Tensor = (rise.square() / d + curvature[0] + 2 * self.eta) * _ROUNDING
+            return bound
 
     def _network(self, z: Float[Tensor, "... n"]) -> tuple[Tensor, Tensor]:
         """Return ``g(z)`` and ``∇g(z)``, by one forward and one reverse sweep."""

@@ -1,0 +1,1 @@
+"""Vector fields that descend a Lyapunov function."""

@@ -1,0 +1,1 @@
+"""What fields of physical systems, and SODEF, are trained with."""

@@ -1,0 +1,1 @@
+"""Lyapunov functions."""
