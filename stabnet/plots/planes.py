@@ -170,6 +170,25 @@ class Plane:
         whole = (left - dx, right + dx, bottom - dy, top + dy)
         return panel.imshow(values, origin="lower", extent=whole, zorder=0, **style)
 
+    def draw_levels(
+        self, panel: Axes, heights: NDArray[np.float64], levels: Sequence[float], **style: Any
+    ) -> Any:
+        """Draw level sets of values on the grid.
+
+        Args:
+            panel: where.
+            heights: the values, as :meth:`evaluate` returns them.
+            levels: heights, increasing; those that do not part the values are left out.
+            style: of the lines.
+
+        Returns:
+            The lines; ``None`` if there are none.
+        """
+        crossed = [level for level in levels if heights.min() < level < heights.max()]
+        if not crossed:
+            return None
+        return panel.contour(*self.axes, heights, crossed, **style)
+
     def draw_classes(self, panel: Axes, function: PlaneFunction, what: str) -> int:
         """Color the regions of the classes, and draw their boundaries.
 

@@ -65,9 +65,8 @@ def violation_map(
         interpolation="nearest",
     )
     sets = MaxNLocator(max(levels, 1)).tick_values(height.min(), height.max())
-    sets = sets[(height.min() < sets) & (sets < height.max())]
-    if len(sets):
-        lines = panel.contour(*plane.axes, height, sets, colors="0.25", linewidths=0.7)
+    lines = plane.draw_levels(panel, height, sets, colors="0.25", linewidths=0.7)
+    if lines is not None:
         panel.clabel(lines, fontsize=7, fmt="%g")
     bar = figure.colorbar(image, cax=panel.inset_axes((1.04, 0, 0.05, 1)))
     bar.set_label(r"$\max(0,\,\dot V + \kappa V)$")

@@ -9,6 +9,7 @@ import torch
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import nn
 
@@ -162,6 +163,12 @@ def test_a_module_is_evaluated_in_eval_mode_its_dtype_and_without_gradients():
         ({"extent": (1, 0, 0, 1)}, "left < right"),
         ({"extent": (0, math.inf, 0, 1)}, "four finite numbers"),
         ({"resolution": 1}, "resolution=1"),
+        ({"potential": lambda z: z}, r"potential at points .* got \(8192, 2\)"),
+        ({"potential": lambda z: z[:, 0].log()}, "potential is NaN or infinite at"),
+        ({"potential": lambda z: z[:, 0], "levels": 0}, "levels=0 is too few"),
+        ({"potential": lambda z: z[:, 0], "levels": [1, 0]}, r"levels=\[1, 0\] must"),
+        ({"potential": lambda z: z[:, 0], "levels": [math.nan]}, "must be finite"),
+        ({"equilibria": torch.zeros(2)}, r"equilibria .* \(N, 2\); got \(2,\)"),
         ({"class_names": ["a"]}, "without classes"),
         ({"class_names": ["a"], "classes": right}, "1 class_names for 2 classes"),
     ],
@@ -172,11 +179,63 @@ def test_a_phase_portrait_refuses_what_it_cannot_draw(options, message):
         phase_portrait(**options)
 
 
-# The map of violations.
-
-
 def bowl(z):
     return z.square().sum(1)
+
+
+def contours(panel):
+    """The filled level sets of a panel, and the lines."""
+    sets = artists(panel, ContourSet)
+    return [s for s in sets if s.filled], [s for s in sets if not s.filled]
+
+
+def test_level_sets_of_a_potential_lie_under_the_streamlines():
+    (panel,) = phase_portrait(rotation, (-2, 2, -2, 2), potential=bowl, levels=3).axes
+    ((filled,), (lines,)) = contours(panel)
+    # Evenly spaced in the root: circles of the radii 1/4, 2/4 and 3/4 of the way to the corner.
+    radii = math.sqrt(8) * np.array([0.25, 0.5, 0.75])
+    assert np.sqrt(lines.levels) == pytest.approx(radii, abs=0.01)
+    for radius, path in zip(radii, lines.get_paths(), strict=True):
+        assert np.linalg.norm(path.vertices, axis=1) == pytest.approx(radius, abs=0.01)
+    assert list(filled.levels[1:-1]) == list(lines.levels)
+    shades = filled.get_facecolor()[:, :3].sum(1)
+    assert (np.diff(shades) > 0).all()  # darker where it is lower
+    (streams,) = artists(panel, LineCollection)
+    assert filled.get_zorder() < lines.get_zorder() < streams.get_zorder()
+
+
+def test_level_sets_are_drawn_at_the_heights_given_and_not_filled_over_classes():
+    options = {"potential": bowl, "levels": [1, 2.5, 99], "classes": right, "resolution": 20}
+    (panel,) = phase_portrait(rotation, WHOLE, **options).axes
+    filled, lines = contours(panel)
+    assert filled == []
+    assert [list(s.levels) for s in lines] == [[0.0], [1.0, 2.5]]  # the boundary, the potential
+
+
+def test_a_flat_potential_has_no_level_sets():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (panel,) = phase_portrait(rotation, WHOLE, potential=lambda z: torch.ones(len(z))).axes
+    assert contours(panel) == ([], [])
+
+
+def test_equilibria_are_marked():
+    points = torch.tensor([[0.0, 0.0], [0.5, 1.0]])
+    (panel,) = phase_portrait(rotation, WHOLE, equilibria=points).axes
+    (marks,) = artists(panel, PathCollection)
+    assert np.allclose(marks.get_offsets(), points)
+
+
+def test_portraits_can_share_a_figure():
+    figure = Figure(layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel in panels:
+        assert phase_portrait(rotation, WHOLE, panel=panel) is figure
+        assert (panel.get_xlim(), panel.get_ylim()) == ((-1, 1), (-2, 2))
+    assert figure.axes == list(panels)
+
+
+# The map of violations.
 
 
 def test_a_violation_map_shows_the_positive_part_over_level_sets():
@@ -375,6 +434,7 @@ def test_all_of_them_can_be_saved_without_warnings(tmp_path):
     points, labels = circles()
     figures = [
         phase_portrait(rotation, WHOLE, trajectories=spiral(), classes=right, class_names="ab"),
+        phase_portrait(rotation, WHOLE, potential=bowl, equilibria=torch.zeros(1, 2)),
         violation_map(bowl, bowl, WHOLE),
         decision_boundaries({"half": right}, points, labels, resolution=20),
         convergence_curves([ConvergenceCurve("a", [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], 1.0)]),
