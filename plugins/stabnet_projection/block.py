@@ -14,6 +14,7 @@ from stabnet import InvalidOptionError
 from stabnet.interfaces import Block, Features, Guarantee, Potential
 from stabnet.values import number
 
+from .center import center_of
 from .fields.descent import NO_CRITICAL_POINTS
 from .fields.projected import project
 from .flow import ProjectionFlow, no_claim_on_inputs
@@ -43,7 +44,8 @@ def projection(
             ``f(z*) − z* = 0``; ``"flow"``: the state is carried along the projected field to its
             own equilibrium, the one reading with a theorem.
         potential: the Lyapunov function; ``None`` for an ``icnn``, centered at the origin as in
-            the paper, or for ``"flow"`` at ``z*`` with its tangent plane subtracted.
+            the paper, or for ``"flow"`` at ``z*`` with its tangent plane subtracted. One of your
+            own needs ``convex = True`` and a growth bound for the guarantees to be unconditional.
         vector_field: the field that ``"flow"`` follows; the other readings have none.
         alpha: decay rate, not negative.
         time: how long ``"flow"`` carries the state.
@@ -54,7 +56,8 @@ def projection(
 
     Raises:
         InvalidOptionError: for an unknown reading, a ``"flow"`` without a field, a field without
-            a ``"flow"``, or a constant out of range.
+            a ``"flow"``, a potential with a center of its own for ``"flow"``, or a constant out of
+            range.
     """
     if reading not in ("output", "residual", "flow"):
         raise InvalidOptionError(
@@ -81,14 +84,16 @@ def projection(
 class PointProjection(Block):
     r"""One evaluation of the projection, at the equilibrium that comes in.
 
-    ``"output"`` projects the vector :math:`z^*` at the point :math:`z^*`. Convexity makes the
-    projection active everywhere: the component of :math:`z^*` along :math:`\nabla V` is replaced
-    by :math:`-\alpha V/\|\nabla V\|`. ``"residual"`` projects the field :math:`f(z^*) - z^* = 0`
-    there, which gives :math:`-\alpha V \nabla V/\|\nabla V\|^2`.
+    ``"output"`` returns the vector nearest to :math:`z^*` that descends the potential at
+    :math:`z^*`. With a convex potential centered at the origin, as in the paper, the projection is
+    active everywhere: the component of :math:`z^*` along :math:`\nabla V` is replaced by
+    :math:`-\alpha V/\|\nabla V\|`. With another center it may leave :math:`z^*` as it is.
+    ``"residual"`` projects the field :math:`f(z^*) - z^* = 0` there, which gives
+    :math:`-\alpha V \nabla V/\|\nabla V\|^2`, whatever the center.
 
     Args:
         state_shape: shape of one state.
-        potential: the Lyapunov function, centered at the origin.
+        potential: the Lyapunov function, with a center that is no sample's own.
         reading: which vector is projected.
         alpha: decay rate, not negative.
 
@@ -124,14 +129,28 @@ class PointProjection(Block):
 
     def guarantees(self) -> list[Guarantee]:
         """Return what one evaluation satisfies, and what it does not mean."""
+        convex, descends = self.potential.convex, "descends" if self.alpha > 0 else "does not raise"
+        formula = f"∇V(z*)ᵀv ≤ −{self.alpha:g}·V(z*)"
+        if self.reading == "residual":
+            formula = f"v = −{self.alpha:g}·V(z*) ∇V(z*)/‖∇V(z*)‖²"
+        elif convex and not bool(center_of(self.potential).any()):
+            formula = f"∇V(z*)ᵀv = −{self.alpha:g}·V(z*)"
         return [
             Guarantee(
-                claim="the vector that the block returns is a descent direction of the potential "
+                claim=f"the block returns the vector nearest to "
+                f"{'zero' if self.reading == 'residual' else 'z*'} that {descends} the potential "
                 "at the equilibrium; no state is carried along it, so nothing converges by it",
-                formula=f"∇V(z*)ᵀ v ≤ −{self.alpha}·V(z*)",
+                formula=formula,
                 source="Manek & Kolter 2019, (10); Chu et al. 2023, (8)",
-                status="by construction",
-                assumptions=("exact arithmetic, up to rounding", NO_CRITICAL_POINTS),
+                status="by construction" if convex else "conditional",
+                assumptions=(
+                    "V is at least 0, and 0 at its center",
+                    "exact arithmetic, up to rounding",
+                ),
+                detail=""
+                if convex
+                else f"open: that {NO_CRITICAL_POINTS}; it is not known to be "
+                "convex. Elsewhere the vector is returned as it is",
             ),
             no_claim_on_inputs(
                 "the projection is applied once, to an equilibrium that moves with x"

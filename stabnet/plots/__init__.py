@@ -3,6 +3,7 @@
 from .accuracy import AccuracyCurve, accuracy_curves
 from .boundaries import decision_boundaries
 from .convergence import ConvergenceCurve, convergence_curves
+from .embedding import feature_embedding
 from .figures import save_figure
 from .phase import phase_portrait
 from .training import training_curves
@@ -14,6 +15,7 @@ __all__ = [
     "accuracy_curves",
     "convergence_curves",
     "decision_boundaries",
+    "feature_embedding",
     "phase_portrait",
     "save_figure",
     "training_curves",

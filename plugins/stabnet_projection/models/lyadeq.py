@@ -47,15 +47,19 @@ def lyadeq(
         solver: finds the fixed point.
         backward_solver: solves the adjoint equation; ``solver`` if ``None``.
         projection: the reading: ``"output"``, ``"residual"`` or ``"flow"``; see
-            :func:`stabnet_projection.projection`. Only ``"flow"`` has a theorem, about the state.
+            :func:`stabnet_projection.projection`. Only ``"flow"`` has a theorem, about the state:
+            each input's equilibrium stays its own and is exponentially stable in ``z``. None has
+            one about perturbed inputs.
         potential: the Lyapunov function; ``None`` for the reading's ``icnn`` with our constants
             (η = 0.1, one hidden layer of width 64, d = 1). Set them with ``{"name": "icnn",
             "eta": …, "hidden": …, "smoothing": …}``, and for ``"flow"`` also ``"tangent": True``.
         alpha: decay rate. At 2, and where the potential is purely quadratic, ``"output"`` reflects
             the state and keeps its length; far below, the logits become tiny and train slowly.
         time: how long ``"flow"`` carries the state.
-        step_size: its largest step.
-        head: maps the projected state to logits.
+        step_size: its largest step. The decay holds for every step size, and the cost is that of
+            ``time / step_size`` steps.
+        head: maps the projected state to logits; ``"linear"`` for the ablation without the
+            orthogonal layer.
         mean: mean per channel, for normalization inside the model.
         std: standard deviation per channel.
 
