@@ -10,27 +10,49 @@ import stabnet
 from . import references
 
 _LAZY = {
+    "DerivativeMatching": ".objectives.derivative_matching",
     "ICNN": ".potentials.icnn",
     "PointProjection": ".block",
     "ProjectedField": ".fields.projected",
     "ProjectionFlow": ".flow",
+    "SODEFLoss": ".objectives.sodef",
+    "SODEFStability": ".stability",
+    "SimplexHead": ".simplex_head",
+    "SineField": ".fields.sine",
     "StableStep": ".stable_step",
+    "TrajectoryMatching": ".objectives.trajectory_matching",
+    "class_vectors": ".simplex_head",
+    "field_jacobian": ".stability",
     "lyadeq": ".models.lyadeq",
     "project": ".fields.projected",
     "projection": ".block",
     "smooth_relu": ".potentials.icnn",
+    "sodef": ".models.sodef",
+    "sodef_stability": ".stability",
+    "stable_dynamics": ".models.stable_dynamics",
 }
 
 __all__ = [
     "ICNN",
+    "DerivativeMatching",
     "PointProjection",
     "ProjectedField",
     "ProjectionFlow",
+    "SODEFLoss",
+    "SODEFStability",
+    "SimplexHead",
+    "SineField",
     "StableStep",
+    "TrajectoryMatching",
+    "class_vectors",
+    "field_jacobian",
     "lyadeq",
     "project",
     "projection",
     "smooth_relu",
+    "sodef",
+    "sodef_stability",
+    "stable_dynamics",
 ]
 
 
@@ -82,4 +104,68 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
             "backbone": {"name": "linear", "width": 6},
             "solver": {"name": "anderson", "tolerance": 1e-11, "max_evaluations": 200},
         },
+    )
+    _register_physical_systems(registrar)
+
+
+def _register_physical_systems(registrar: stabnet.Registrar) -> None:
+    registrar.model(
+        "stable_dynamics",
+        "stabnet_projection.models.stable_dynamics:stable_dynamics",
+        summary="physical system learned from its states, with a field that is stable by itself",
+        reference=references.MANEK_KOLTER,
+        example={"in_shape": (4,), "num_outputs": 4},
+    )
+    registrar.objective(
+        "derivative_matching",
+        "stabnet_projection.objectives.derivative_matching:DerivativeMatching",
+        summary="squared error of a field against the derivatives of states",
+        reference=references.MANEK_KOLTER,
+        example={},
+    )
+    registrar.objective(
+        "trajectory_matching",
+        "stabnet_projection.objectives.trajectory_matching:TrajectoryMatching",
+        summary="squared error of trajectories that start at observed states: multiple shooting",
+        reference=references.MULTIPLE_SHOOTING,
+        example={"interval": 0.25, "segment": 2},
+    )
+    _register_sodef(registrar)
+
+
+def _register_sodef(registrar: stabnet.Registrar) -> None:
+    """Register SODEF: its field, its heads, its model and its objective."""
+    registrar.vector_field(
+        "sine",
+        "stabnet_projection.fields.sine:SineField",
+        summary="sine of an affine map of the state, the field of SODEF",
+        reference=references.SODEF,
+        example={"state_shape": (4,), "feature_shape": (3,)},
+    )
+    registrar.head(
+        "simplex",
+        "stabnet_projection.simplex_head:SimplexHead",
+        summary="fixed class vectors at equal, greatest distances",
+        reference=references.SODEF,
+        example={"in_features": 6, "num_outputs": 3},
+    )
+    registrar.model(
+        "sodef",
+        "stabnet_projection.models.sodef:sodef",
+        summary="flow from the features of a frozen backbone, through an orthogonal layer",
+        reference=references.SODEF,
+        example={
+            "in_shape": (1, 8, 8),
+            "num_outputs": 3,
+            "backbone": {"name": "convnet", "channels": (4,), "width": 6},
+            "width": 4,
+            "time": 1.0,
+        },
+    )
+    registrar.objective(
+        "sodef",
+        "stabnet_projection.objectives.sodef:SODEFLoss",
+        summary="cross entropy, and penalties that ask for a stable start of the flow",
+        reference=references.SODEF,
+        example={"diagonal_weight": 1.0},
     )

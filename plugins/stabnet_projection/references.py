@@ -28,3 +28,21 @@ LYADEQ = """@article{chu2023learning,
   journal = {arXiv preprint arXiv:2304.12707},
   year = {2023}
 }"""
+
+MULTIPLE_SHOOTING = """@article{bock1984multiple,
+  title = {A Multiple Shooting Algorithm for Direct Solution of Optimal Control Problems},
+  author = {Bock, Hans Georg and Plitt, Karl-Josef},
+  journal = {IFAC Proceedings Volumes},
+  volume = {17},
+  number = {2},
+  pages = {1603--1608},
+  year = {1984}
+}"""
+
+SODEF = """@inproceedings{kang2021stable,
+  title = {Stable Neural {ODE} with {L}yapunov-Stable Equilibrium Points for Defending Against
+           Adversarial Attacks},
+  author = {Kang, Qiyu and Song, Yang and Ding, Qinxu and Tay, Wee Peng},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2021}
+}"""

@@ -31,9 +31,10 @@ def from_tensors(
 ) -> Dataset:
     """Make a data set from tensors.
 
-    Integer targets are class labels, floating-point targets are values to regress on. Inputs with
-    three axes ``(c, h, w)`` are images: integers from 0 to 255, or floating point in [0, 1].
-    Inputs of any other shape are floating point of any range.
+    Integer targets are class labels, floating-point targets are values to regress on; those with
+    three axes are trajectories, values at each of several times. Inputs with three axes
+    ``(c, h, w)`` are images: integers from 0 to 255, or floating point in [0, 1]. Inputs of any
+    other shape are floating point of any range.
 
     >>> x, y = torch.rand(8, 2), torch.rand(8)
     >>> data = from_tensors(x[:6], y[:6], x[6:], y[6:])
@@ -42,7 +43,8 @@ def from_tensors(
 
     Args:
         x_train: inputs to train on; at least one axis besides the batch.
-        y_train: class labels ``(n,)`` from 0, or values ``(n,)`` or ``(n, num_outputs)``.
+        y_train: class labels ``(n,)`` from 0; values ``(n,)`` or ``(n, num_outputs)``; or
+            trajectories ``(n, times, num_outputs)``.
         x_test: inputs to test on.
         y_test: their targets.
         name: what to call it.
@@ -142,18 +144,19 @@ def _inputs(name: str, x: object) -> Shaped[Tensor, "n *in_shape"]:
 
 
 def _targets(name: str, y: object, x: Tensor) -> Shaped[Tensor, "n *out"]:
-    """Return checked targets: int64 labels ``(n,)`` or float32 values ``(n, num_outputs)``."""
+    """Return checked targets: int64 labels, or float32 values ``(n, …, num_outputs)``."""
     y = _checked(name, y)
     if len(y) != len(x):
         raise InvalidInputError(
             f"{name} has {len(y)} targets for {len(x)} inputs; give one per input"
         )
     if y.is_floating_point():
-        if y.ndim > 2:
+        if y.ndim > 3:
             raise InvalidInputError(
-                f"{name} has shape {tuple(y.shape)}; values to regress on are (n,) or (n, k)"
+                f"{name} has shape {tuple(y.shape)}; values to regress on are (n,) or (n, k), and "
+                "trajectories (n, times, k)"
             )
-        return y.reshape(len(y), -1)
+        return y[:, None] if y.ndim == 1 else y
     if y.ndim != 1:
         raise InvalidInputError(
             f"{name} has shape {tuple(y.shape)}; class labels are (n,), one integer per sample, "
@@ -169,16 +172,18 @@ def _outputs(
 ) -> tuple[int, Literal["classification", "regression"]]:
     """Return the number of outputs, and the task."""
     if y_train.is_floating_point():
-        if num_outputs not in (None, y_train.shape[1]):
+        values = y_train.shape[-1]
+        if num_outputs not in (None, values):
+            when = " and time" if y_train.ndim > 2 else ""
             raise InvalidInputError(
-                f"num_outputs={num_outputs}, but there are {y_train.shape[1]} values per sample"
+                f"num_outputs={num_outputs}, but there are {values} values per sample{when}"
             )
         if classes is not None:
             raise InvalidInputError(
                 "classes were named, but the targets are floating point, that is, values to "
                 "regress on; give class labels as integers"
             )
-        return y_train.shape[1], "regression"
+        return values, "regression"
     highest = int(max(y_train.max(), y_test.max()))
     default = highest + 1 if classes is None else len(classes)
     outputs = default if num_outputs is None else num_outputs

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stabnet import InvalidInputError, InvalidOptionError, MissingDataError, UnknownNameError
-from stabnet.data import Dataset, TensorSamples, channel_statistics, data_root, from_tensors, load
+from stabnet.data import (
+    Dataset,
+    TensorSamples,
+    channel_statistics,
+    data_root,
+    from_tensors,
+    load,
+    split,
+)
 
 X = torch.rand(12, 3, 5, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 4
@@ -42,6 +50,16 @@ def test_floating_point_targets_make_a_regression(y: torch.Tensor, k: int) -> No
     assert inputs.dtype == targets.dtype == torch.float32
     assert targets.shape == (k,)
     assert torch.equal(targets, y.reshape(12, k)[3])
+
+
+def test_floating_point_targets_at_several_times_are_trajectories() -> None:
+    x, y = X.flatten(1), X[:, :, :, 0].transpose(1, 2).double()  # three values at five times
+    data = made(x, y, x[:2], y[:2], num_outputs=3)
+    assert (data.task, data.num_outputs) == ("regression", 3)
+    _, targets = data.train[3]
+    assert torch.equal(targets, y[3].float())
+    (batch,) = split(data, 0.5).loader("validation", batch_size=6)
+    assert batch[1].shape == (6, 5, 3)
 
 
 def test_number_of_classes_counts_the_test_labels_and_may_be_given() -> None:
@@ -79,7 +97,12 @@ def test_tensors_are_taken_without_their_gradients() -> None:
         ({"x": X > 0.5}, "bool .* give integers or floating point"),
         ({"y": Y - 1}, "label -1; labels start at 0"),
         ({"y": Y[:, None]}, "class labels are"),
-        ({"y": X, "y_test": X[:2]}, "values to regress on are"),
+        ({"y": X, "y_test": X[:2]}, r"trajectories \(n, times, k\)"),
+        ({"y": X[:, 0], "y_test": X[:2, 0, :4]}, "as many floating-point values"),
+        (
+            {"y": X[:, 0], "y_test": X[:2, 0], "num_outputs": 5},
+            "num_outputs=5, but there are 4 values per sample and time",
+        ),
         ({"y": Y.float()}, "give both as integer labels"),
         ({"num_outputs": 3}, "a label 3, but only 3 classes"),
         ({"num_outputs": 5, "classes": list("abcd")}, "names 4 classes but has 5 outputs"),
