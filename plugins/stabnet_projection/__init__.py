@@ -11,10 +11,12 @@ from . import references
 
 _LAZY = {
     "DerivativeMatching": ".objectives.derivative_matching",
+    "Energy": ".potentials.energy",
     "ICNN": ".potentials.icnn",
     "PointProjection": ".block",
     "ProjectedField": ".fields.projected",
     "ProjectionFlow": ".flow",
+    "Quadratic": ".potentials.quadratic",
     "SODEFLoss": ".objectives.sodef",
     "SODEFStability": ".stability",
     "SimplexHead": ".simplex_head",
@@ -35,9 +37,11 @@ _LAZY = {
 __all__ = [
     "ICNN",
     "DerivativeMatching",
+    "Energy",
     "PointProjection",
     "ProjectedField",
     "ProjectionFlow",
+    "Quadratic",
     "SODEFLoss",
     "SODEFStability",
     "SimplexHead",
@@ -71,6 +75,19 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         summary="input-convex network made positive definite around a center, closed gradient",
         reference=(references.MANEK_KOLTER, references.ICNN),
         example={"state_shape": (4,), "hidden": (5, 3)},
+    )
+    registrar.potential(
+        "quadratic",
+        "stabnet_projection.potentials.quadratic:Quadratic",
+        summary="quadratic form with a learned positive definite matrix",
+        reference=references.LYAPUNOV,
+        example={"state_shape": (4,)},
+    )
+    registrar.potential(
+        "energy",
+        "stabnet_projection.potentials.energy:Energy",
+        summary="an energy of your own, or a physical one by name, less its value at its minimum",
+        example={"state_shape": (2,), "function": "pendulum"},
     )
     registrar.vector_field(
         "projected",

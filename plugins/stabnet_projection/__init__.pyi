@@ -12,8 +12,10 @@ from .models.stable_dynamics import stable_dynamics as stable_dynamics
 from .objectives.derivative_matching import DerivativeMatching as DerivativeMatching
 from .objectives.sodef import SODEFLoss as SODEFLoss
 from .objectives.trajectory_matching import TrajectoryMatching as TrajectoryMatching
+from .potentials.energy import Energy as Energy
 from .potentials.icnn import ICNN as ICNN
 from .potentials.icnn import smooth_relu as smooth_relu
+from .potentials.quadratic import Quadratic as Quadratic
 from .simplex_head import SimplexHead as SimplexHead
 from .simplex_head import class_vectors as class_vectors
 from .stability import SODEFStability as SODEFStability
@@ -24,9 +26,11 @@ from .stable_step import StableStep as StableStep
 __all__ = [
     "ICNN",
     "DerivativeMatching",
+    "Energy",
     "PointProjection",
     "ProjectedField",
     "ProjectionFlow",
+    "Quadratic",
     "SODEFLoss",
     "SODEFStability",
     "SimplexHead",

@@ -46,3 +46,11 @@ SODEF = """@inproceedings{kang2021stable,
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2021}
 }"""
+
+LYAPUNOV = """@book{lyapunov1992general,
+  title = {The General Problem of the Stability of Motion},
+  author = {Lyapunov, Aleksandr M.},
+  note = {Translated by A. T. Fuller},
+  publisher = {Taylor and Francis},
+  year = {1992}
+}"""

@@ -17,12 +17,9 @@ from stabnet.interfaces import Context, Potential
 from stabnet.values import flag, number, whole
 
 from ..center import center_of, offset_from, point
+from .spectrum import ROUNDING, norm_bound
 
 __all__ = ["ICNN", "smooth_relu"]
-
-
-_ROUNDING = 1 + 1e-9
-"""Covers the rounding of float64 norms and products of any width that fits into memory."""
 
 
 def smooth_relu(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
@@ -39,8 +36,30 @@ def smooth_relu(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
     References:
         [LyaDEQ] (12); [MK] (13).
     """
-    slope = (x / width).clamp(0, 1)
-    return slope * (x - slope * (width / 2)), slope
+    slope = F.hardtanh(x / width, 0.0, 1.0)  # unlike clamp, with a derivative of one kernel
+    return slope * torch.sub(x, slope, alpha=width / 2), slope
+
+
+def smooth_relu_change(x: Tensor, step: Tensor, width: float) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return how the smooth ReLU changes along a step ``h``, accurate for steps of any size.
+
+    .. math:: \sigma(x + h) - \sigma(x), \qquad \sigma(x + h) - \sigma(x) - \sigma'(x)h \ge 0,
+              \qquad \sigma'(x + h)
+
+    The step is cut at the kinks, 0 and ``d``; its parts are exact where they are all or nothing.
+
+    Args:
+        x: where the step starts.
+        step: the step; broadcasts against ``x``.
+        width: the width ``d > 0`` of the quadratic part.
+    """
+    curved = x.clamp(0, width)
+    within = torch.clamp(step + (x - curved), -curved, width - curved)
+    above = torch.maximum(step - (width - x).relu(), -(x - width).relu())
+    slope = curved / width
+    bend = within / width
+    excess = within * bend / 2 + (above - slope * (step - within))
+    return within * (slope + bend / 2) + above, excess, slope + bend
 
 
 @final
@@ -126,19 +145,67 @@ class ICNN(Potential):
             return self._evaluate(z.to(precision), context)
 
     def _evaluate(self, z: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
-        offset, flat_c = offset_from(center_of(self, context), z, len(self.state_shape))
-        g, slope = self._network(z.flatten(-len(self.state_shape)))
-        g_c, slope_c = self._network(flat_c)
-        rise = g - g_c
+        offset, c = offset_from(center_of(self, context), z, len(self.state_shape))
+        weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
+        at_center = self._activations(c, weights)
+        rise, slopes = self._rise(offset, at_center, weights)
+        gradient = self._reverse(slopes, weights)[0]
         if self.tangent:
-            rise = rise - (slope_c * offset).sum(-1)
-            slope = slope - slope_c
-        # At the center itself nothing may be left of the rounding of two evaluations.
-        rise = torch.where((offset == 0).all(-1), 0, rise)
+            gradient = gradient - self._reverse(self._slopes(at_center), weights)[0]
         value, factor = smooth_relu(rise, self.smoothing)
         value = value + self.eta * offset.square().sum(-1)
-        gradient = factor[..., None] * slope + 2 * self.eta * offset
+        gradient = factor[..., None] * gradient + 2 * self.eta * offset
         return value, gradient.unflatten(-1, self.state_shape)
+
+    def _activations(self, z: Float[Tensor, "... n"], weights: list[Tensor]) -> list[Tensor]:
+        """Return what each layer's smooth ReLU is applied to."""
+        inputs = [self.direct[0](z)]
+        for layer, U in zip(self.direct[1:], weights, strict=True):
+            q = smooth_relu(inputs[-1], self.smoothing)[0]
+            inputs.append(F.linear(q, U) + layer(z))
+        return inputs
+
+    def _slopes(self, activations: list[Tensor]) -> list[Tensor]:
+        return [smooth_relu(a, self.smoothing)[1] for a in activations]
+
+    def _rise(
+        self, offset: Float[Tensor, "... n"], at_center: list[Tensor], weights: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        r"""Return ``g(z) − g(c) − τ∇g(c)ᵀ(z − c)``, and the slopes of all layers at ``z``.
+
+        Differences are carried from layer to layer. Near the center the difference of two values of
+        ``g`` would be nothing but their rounding. What the tangent plane leaves is the sum of what
+        each layer's own tangent leaves, times the derivative of ``g(c)`` by that layer, and none of
+        these is negative.
+        """
+        changes: list[Tensor] = []
+        slopes: list[Tensor] = []
+        excesses: list[Tensor] = []
+        for a, layer, U in zip(at_center, self.direct, [None, *weights], strict=True):
+            step = F.linear(offset, cast(nn.Linear, layer).weight)
+            if U is not None:
+                step = step + F.linear(changes[-1], U)
+            change, excess, slope = smooth_relu_change(a, step, self.smoothing)
+            changes.append(change)
+            slopes.append(slope)
+            excesses.append(excess)
+        if not self.tangent:
+            return changes[-1][..., 0], slopes
+        shares = self._reverse(self._slopes(at_center), weights)[1]
+        rises = [(share * excess).sum(-1) for share, excess in zip(shares, excesses, strict=True)]
+        return sum(rises[1:], rises[0]), slopes
+
+    def _reverse(self, slopes: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the derivatives of ``g`` by the state, and by each layer's ``q``."""
+        direct = [cast(nn.Linear, layer).weight for layer in self.direct]
+        shares = [torch.ones_like(slopes[-1])]
+        delta = slopes[-1]
+        gradient = delta @ direct[-1]
+        for slope, U, W in zip(slopes[-2::-1], weights[::-1], direct[-2::-1], strict=True):
+            shares.append(delta @ U)
+            delta = slope * shares[-1]
+            gradient = gradient + delta @ W
+        return gradient, shares[::-1]
 
     def growth_bound(self) -> Float[Tensor, ""]:
         """Return ``η``; see :class:`stabnet.interfaces.BoundsGrowth`."""
@@ -147,41 +214,39 @@ class ICNN(Potential):
     def smoothness_bound(self) -> Float[Tensor, ""]:
         r"""Return a Lipschitz constant of ``∇V``; see :class:`stabnet.interfaces.BoundsSmoothness`.
 
-        Unit by unit, :math:`\rho` bounds the gradients and :math:`h` the Hessians of a layer:
+        The smooth ReLU has slopes in [0, 1] and curvatures in [0, 1/d], and weights between layers
+        are not negative. So the derivatives of ``g`` by the units of layer ``i`` lie between 0 and
+        :math:`\Lambda_i = (U_{k-1} \cdots U_i)^\top 1`, and with the Jacobians :math:`J_i` of
+        what the layers are applied to
 
-        .. math:: \rho_{i+1} = U_i \rho_i + \|W_i\|_{rows}, \qquad
-                  h_{i+1} = U_i h_i + \rho_{i+1}^2/d
+        .. math:: \|\nabla g(z) - \tau \nabla g(c)\| \le G = \sum_i
+                  \min\{\|\Lambda_i\| \|W_i\|,\; \Lambda_i^\top \|W_i\|_{rows}\}, \qquad
+                  \|\nabla^2 g\| \le H = \tfrac1d \sum_i \|\Lambda_i^{1/2} J_i\|^2,
 
-        since the smooth ReLU has slopes in [0, 1] and curvatures in [0, 1/d]. Then
-        :math:`L = ((1 + \tau)\rho)^2/d + h + 2\eta`, one layer more of the same.
+        and :math:`L = G^2/d + H + 2\eta`. The norms with :math:`J_i` are bounded by its recursion
+        :math:`J_{i+1} = U_i S_i J_i + W_{i+1}`, in spectral norms or row by row.
         """
-        d = self.smoothing
         with torch.no_grad():
-            rows = [cast(nn.Linear, w).weight.double().norm(dim=1) for w in self.direct]
+            direct = [cast(nn.Linear, layer).weight.double() for layer in self.direct]
             weights = [F.softplus(raw.double()) / raw.shape[1] for raw in self.positive]
-            slope, curvature = rows[0], rows[0].square() / d
-            for U, row in zip(weights, rows[1:], strict=True):
-                slope = U @ slope + row
-                curvature = U @ curvature + slope.square() / d
-            rise = slope[0] * (2 if self.tangent else 1)
-            bound: Tensor = (rise.square() / d + curvature[0] + 2 * self.eta) * _ROUNDING
-            return bound
-
-    def _network(self, z: Float[Tensor, "... n"]) -> tuple[Tensor, Tensor]:
-        """Return ``g(z)`` and ``∇g(z)``, by one forward and one reverse sweep."""
-        weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
-        q, slope = smooth_relu(self.direct[0](z), self.smoothing)
-        slopes = [slope]
-        for layer, U in zip(self.direct[1:], weights, strict=True):
-            q, slope = smooth_relu(F.linear(q, U) + layer(z), self.smoothing)
-            slopes.append(slope)
-        delta = slopes[-1]
-        direct = [cast(nn.Linear, layer).weight for layer in self.direct]
-        gradient = delta @ direct[-1]
-        for slope, U, W in zip(slopes[-2::-1], weights[::-1], direct[-2::-1], strict=True):
-            delta = slope * (delta @ U)
-            gradient = gradient + delta @ W
-        return q[..., 0], gradient
+            shares = [torch.ones_like(direct[-1][:, 0])]
+            for U in reversed(weights):
+                shares.insert(0, shares[0] @ U)
+            slope = curvature = norm = direct[0].new_zeros(())
+            rows = direct[0].new_zeros(1)
+            first = direct[0].new_zeros(len(direct[0]), 1)  # nothing comes before it
+            for share, W, U in zip(shares, direct, [first, *weights], strict=True):
+                lengths = W.norm(dim=1)
+                slope = slope + torch.minimum(share.norm() * norm_bound(W), share @ lengths)
+                rows = U @ rows + lengths
+                root = share.sqrt()[:, None]
+                weighted = torch.minimum(
+                    norm_bound(root * U) * norm + norm_bound(root * W), (root[:, 0] * rows).norm()
+                )
+                norm = torch.minimum(norm_bound(U) * norm + norm_bound(W), rows.norm())
+                curvature = curvature + weighted.square()
+            bound = (slope.square() + curvature) / self.smoothing + 2 * self.eta
+            return bound * (1 + ROUNDING)
 
     def extra_repr(self) -> str:
         """Return the constants."""
