@@ -40,26 +40,17 @@ def smooth_relu(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
     return slope * torch.sub(x, slope, alpha=width / 2), slope
 
 
-def smooth_relu_change(x: Tensor, step: Tensor, width: float) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Return how the smooth ReLU changes along a step ``h``, accurate for steps of any size.
+def _cut(x: Tensor, step: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """Return the parts of steps that lie within the quadratic piece of the smooth ReLU, and above.
 
-    .. math:: \sigma(x + h) - \sigma(x), \qquad \sigma(x + h) - \sigma(x) - \sigma'(x)h \ge 0,
-              \qquad \sigma'(x + h)
-
-    The step is cut at the kinks, 0 and ``d``; its parts are exact where they are all or nothing.
-
-    Args:
-        x: where the step starts.
-        step: the step; broadcasts against ``x``.
-        width: the width ``d > 0`` of the quadratic part.
+    Where both ends lie in one piece, the step itself enters and not the difference of two ends, so
+    that steps of any size keep their precision.
     """
-    curved = x.clamp(0, width)
-    within = torch.clamp(step + (x - curved), -curved, width - curved)
-    above = torch.maximum(step - (width - x).relu(), -(x - width).relu())
-    slope = curved / width
-    bend = within / width
-    excess = within * bend / 2 + (above - slope * (step - within))
-    return within * (slope + bend / 2) + above, excess, slope + bend
+    end = x + step
+    curved, end_curved = x.clamp(0, width), end.clamp(0, width)
+    within = torch.where((curved == x) & (end_curved == end), step, end_curved - curved)
+    above = (end - width).relu() - (x - width).relu()
+    return within, torch.where((x > width) & (end > width), step, above)
 
 
 @final
@@ -148,11 +139,16 @@ class ICNN(Potential):
         offset, c = offset_from(center_of(self, context), z, len(self.state_shape))
         weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
         at_center = self._activations(c, weights)
-        rise, slopes = self._rise(offset, at_center, weights)
+        change, excesses, slopes = self._change(offset, at_center, weights)
         gradient = self._reverse(slopes, weights)[0]
         if self.tangent:
-            gradient = gradient - self._reverse(self._slopes(at_center), weights)[0]
-        value, factor = smooth_relu(rise, self.smoothing)
+            center_slopes = [smooth_relu(a, self.smoothing)[1] for a in at_center]
+            center_gradient, shares = self._reverse(center_slopes, weights)
+            gradient = gradient - center_gradient
+            # What the tangent plane leaves is what each layer's tangents leave; all are positive.
+            rises = [(s * e).sum(-1) for s, e in zip(shares, excesses, strict=True)]
+            change = sum(rises[1:], rises[0])
+        value, factor = smooth_relu(change, self.smoothing)
         value = value + self.eta * offset.square().sum(-1)
         gradient = factor[..., None] * gradient + 2 * self.eta * offset
         return value, gradient.unflatten(-1, self.state_shape)
@@ -165,35 +161,26 @@ class ICNN(Potential):
             inputs.append(F.linear(q, U) + layer(z))
         return inputs
 
-    def _slopes(self, activations: list[Tensor]) -> list[Tensor]:
-        return [smooth_relu(a, self.smoothing)[1] for a in activations]
-
-    def _rise(
+    def _change(
         self, offset: Float[Tensor, "... n"], at_center: list[Tensor], weights: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        r"""Return ``g(z) − g(c) − τ∇g(c)ᵀ(z − c)``, and the slopes of all layers at ``z``.
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return ``g(z) − g(c)``, what it exceeds tangents by, layer by layer, and slopes at ``z``.
 
-        Differences are carried from layer to layer. Near the center the difference of two values of
-        ``g`` would be nothing but their rounding. What the tangent plane leaves is the sum of what
-        each layer's own tangent leaves, times the derivative of ``g(c)`` by that layer, and none of
-        these is negative.
+        Differences are carried from layer to layer: near the center the difference of two values of
+        ``g`` would be nothing but their rounding.
         """
-        changes: list[Tensor] = []
-        slopes: list[Tensor] = []
-        excesses: list[Tensor] = []
+        change, excesses, slopes = offset, list[Tensor](), list[Tensor]()
         for a, layer, U in zip(at_center, self.direct, [None, *weights], strict=True):
             step = F.linear(offset, cast(nn.Linear, layer).weight)
             if U is not None:
-                step = step + F.linear(changes[-1], U)
-            change, excess, slope = smooth_relu_change(a, step, self.smoothing)
-            changes.append(change)
-            slopes.append(slope)
-            excesses.append(excess)
-        if not self.tangent:
-            return changes[-1][..., 0], slopes
-        shares = self._reverse(self._slopes(at_center), weights)[1]
-        rises = [(share * excess).sum(-1) for share, excess in zip(shares, excesses, strict=True)]
-        return sum(rises[1:], rises[0]), slopes
+                step = step + F.linear(change, U)
+            within, above = _cut(a, step, self.smoothing)
+            slope, bend = a.clamp(0, self.smoothing) / self.smoothing, within / self.smoothing
+            change = within * (slope + bend / 2) + above
+            slopes.append(slope + bend)
+            if self.tangent:
+                excesses.append(within * bend / 2 + (above - slope * (step - within)))
+        return change[..., 0], excesses, slopes
 
     def _reverse(self, slopes: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the derivatives of ``g`` by the state, and by each layer's ``q``."""
