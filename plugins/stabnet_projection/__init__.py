@@ -12,7 +12,10 @@ from . import references
 _LAZY = {
     "DerivativeMatching": ".objectives.derivative_matching",
     "Energy": ".potentials.energy",
+    "HurwitzField": ".fields.hurwitz",
     "ICNN": ".potentials.icnn",
+    "NegativeDefiniteField": ".fields.negative_definite",
+    "NegativeGradientField": ".fields.negative_gradient",
     "PointProjection": ".block",
     "ProjectedField": ".fields.projected",
     "ProjectionFlow": ".flow",
@@ -38,6 +41,9 @@ __all__ = [
     "ICNN",
     "DerivativeMatching",
     "Energy",
+    "HurwitzField",
+    "NegativeDefiniteField",
+    "NegativeGradientField",
     "PointProjection",
     "ProjectedField",
     "ProjectionFlow",
@@ -96,6 +102,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         reference=references.MANEK_KOLTER,
         example={"state_shape": (4,), "feature_shape": (3,)},
     )
+    _register_stable_fields(registrar)
     registrar.integrator(
         "stable_step",
         "stabnet_projection.stable_step:StableStep",
@@ -185,4 +192,28 @@ def _register_sodef(registrar: stabnet.Registrar) -> None:
         summary="cross entropy, and penalties that ask for a stable start of the flow",
         reference=references.SODEF,
         example={"diagonal_weight": 1.0},
+    )
+
+
+def _register_stable_fields(registrar: stabnet.Registrar) -> None:
+    registrar.vector_field(
+        "negative_definite",
+        "stabnet_projection.fields.negative_definite:NegativeDefiniteField",
+        summary="matrix of the state with negative definite symmetric part, times the offset",
+        reference=references.ELCD,
+        example={"state_shape": (3,), "feature_shape": (4,), "hidden": (5,)},
+    )
+    registrar.vector_field(
+        "hurwitz",
+        "stabnet_projection.fields.hurwitz:HurwitzField",
+        summary="linear field, its matrix stable for every value of its parameters",
+        reference=(references.GILLIS_SHARMA, references.LYAPUNOV),
+        example={"state_shape": (3,), "feature_shape": (3,), "center": "features"},
+    )
+    registrar.vector_field(
+        "negative_gradient",
+        "stabnet_projection.fields.negative_gradient:NegativeGradientField",
+        summary="negative gradient of a potential",
+        reference=references.CONVEX_OPTIMIZATION,
+        example={"state_shape": (4,), "feature_shape": (4,), "center": "features"},
     )

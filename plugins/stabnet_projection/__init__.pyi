@@ -2,6 +2,9 @@ import stabnet
 
 from .block import PointProjection as PointProjection
 from .block import projection as projection
+from .fields.hurwitz import HurwitzField as HurwitzField
+from .fields.negative_definite import NegativeDefiniteField as NegativeDefiniteField
+from .fields.negative_gradient import NegativeGradientField as NegativeGradientField
 from .fields.projected import ProjectedField as ProjectedField
 from .fields.projected import project as project
 from .fields.sine import SineField as SineField
@@ -27,6 +30,9 @@ __all__ = [
     "ICNN",
     "DerivativeMatching",
     "Energy",
+    "HurwitzField",
+    "NegativeDefiniteField",
+    "NegativeGradientField",
     "PointProjection",
     "ProjectedField",
     "ProjectionFlow",

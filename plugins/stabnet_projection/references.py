@@ -54,3 +54,28 @@ LYAPUNOV = """@book{lyapunov1992general,
   publisher = {Taylor and Francis},
   year = {1992}
 }"""
+
+ELCD = """@inproceedings{jaffe2024learning,
+  title = {Learning Neural Contracting Dynamics: Extended Linearization and Global Guarantees},
+  author = {Jaffe, Sean and Davydov, Alexander and Lapsekili, Deniz and Singh, Ambuj and
+            Bullo, Francesco},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024}
+}"""
+
+GILLIS_SHARMA = """@article{gillis2017computing,
+  title = {On Computing the Distance to Stability for Matrices Using Linear Dissipative
+           {H}amiltonian Systems},
+  author = {Gillis, Nicolas and Sharma, Punit},
+  journal = {Automatica},
+  volume = {85},
+  pages = {113--121},
+  year = {2017}
+}"""
+
+CONVEX_OPTIMIZATION = """@book{boyd2004convex,
+  title = {Convex Optimization},
+  author = {Boyd, Stephen and Vandenberghe, Lieven},
+  publisher = {Cambridge University Press},
+  year = {2004}
+}"""
