@@ -18,6 +18,11 @@ from .planes import class_colors
 
 __all__ = ["feature_embedding"]
 
+_TOLD_APART = 8
+"""Classes whose colors all readers can tell apart; further ones have markers of their own."""
+
+_MARKERS = "o^sDvP"
+
 
 def feature_embedding(
     features: Mapping[str, Float[Tensor, "n _"]],
@@ -70,7 +75,7 @@ def feature_embedding(
     panels = [panel for row in rows for panel in row]
     for panel, (name, values) in zip(panels, sets.items(), strict=False):
         _draw(panel, _embed(values, perplexity, seed), classes)
-        panel.set_title(name, fontsize="medium")
+        panel.set_title(name, fontsize="small")
     for panel in panels[len(sets) :]:
         panel.set_visible(False)
     handles, names = panels[0].get_legend_handles_labels()
@@ -96,25 +101,41 @@ def _embed(values: NDArray[np.float64], perplexity: float, seed: int) -> NDArray
     """Return points in the plane, within [−1, 1] along the longer side."""
     from sklearn.manifold import TSNE  # takes long to import, and only this needs it
 
-    width = values.shape[1]
-    if width == 1:  # principal components need two columns; one of zeros adds none
+    values = _scaled(values)
+    if not values.any():  # scikit-learn divides by the spread, and crashes
+        return np.zeros((len(values), 2))
+    if values.shape[1] == 1:  # principal components need two columns; one of zeros adds none
         values = np.concatenate([values, np.zeros_like(values)], 1)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(values)
-    points = points.astype(np.float64)
-    points -= (points.max(0) + points.min(0)) / 2
-    reach = float(np.abs(points).max())
-    return points / reach if reach > 0 else points
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    return _scaled(tsne.fit_transform(values).astype(np.float64))
+
+
+def _scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values moved and scaled to [−1, 1] along the longest side; zeros if all are equal."""
+    largest = float(np.abs(values).max())
+    if largest > 0:
+        values = values / largest  # so that no difference overflows
+    values = values - (values.max(0) + values.min(0)) / 2
+    reach = float(np.abs(values).max())
+    return values / reach if reach > 0 else values
 
 
 def _draw(panel: Axes, points: NDArray[np.float64], classes: NDArray[np.int64]) -> None:
     colors = class_colors(int(classes.max()) + 1)
-    # In one pass, so that no class is drawn over all others.
-    panel.scatter(
-        points[:, 0], points[:, 1], s=4, linewidth=0, c=[colors[k] for k in classes], zorder=2
-    )
+    for kind in np.unique(classes // _TOLD_APART):
+        # All classes of a marker in one pass, so that none is drawn over all others.
+        own = classes // _TOLD_APART == kind
+        shades = [colors[k] for k in classes[own]]
+        x, y = points[own].T
+        panel.scatter(x, y, s=6, linewidth=0, c=shades, marker=_marker(kind))
     for k in np.unique(classes):
-        panel.scatter([], [], s=12, linewidth=0, color=colors[k], label=str(k))
+        marker = _marker(k // _TOLD_APART)
+        panel.scatter([], [], s=14, linewidth=0, color=colors[k], marker=marker, label=str(k))
     panel.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
+
+
+def _marker(kind: int) -> str:
+    return _MARKERS[kind % len(_MARKERS)]
 
 
 def _checked(values: Tensor, name: str, count: int) -> NDArray[np.float64]:
