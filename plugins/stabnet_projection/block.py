@@ -56,8 +56,8 @@ def projection(
 
     Raises:
         InvalidOptionError: for an unknown reading, a ``"flow"`` without a field, a field without
-            a ``"flow"``, a potential with a center of its own for ``"flow"``, or a constant out of
-            range.
+            a ``"flow"``, a potential that does not take its center from the context for
+            ``"flow"``, or a constant out of range.
     """
     if reading not in ("output", "residual", "flow"):
         raise InvalidOptionError(

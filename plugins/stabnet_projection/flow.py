@@ -50,14 +50,15 @@ class ProjectionFlow(Block):
     Args:
         state_shape: shape of one state.
         vector_field: the field; at the center it should vanish.
-        potential: a potential that takes its center from the context, and has none of its own.
+        potential: a potential that takes its center from the context; :math:`z^*` replaces one
+            that it has of its own.
         alpha: decay rate, not negative.
         time: how long the state is carried.
         step_size: the largest step; the time is cut into equal ones.
 
     Raises:
         InvalidOptionError: for a negative ``alpha``, a time or step size that is not positive, or a
-            potential with a center of its own.
+            potential that does not vanish at the center of its context.
 
     References:
         [MK] (10) for the field; Lawrence et al. 2020 for the scaled step.
@@ -150,11 +151,6 @@ class ProjectionFlow(Block):
 def _check_center(potential: Potential) -> None:
     """Raise :class:`InvalidOptionError` unless a potential vanishes at the center it is given."""
     own = center_of(potential)
-    if bool(own.any()):
-        raise InvalidOptionError(
-            "the flow centers the potential at each input's own equilibrium, and the potential was "
-            "given a center of its own; leave that out"
-        )
     center = torch.linspace(-1, 1, own.numel()).reshape(1, *own.shape).to(own)
     with torch.no_grad():
         value = float(potential(center, Context(center=center)))

@@ -273,13 +273,19 @@ def test_what_is_open_may_fail_at_a_critical_point():
     assert "∇V vanishes only where V does" in claim.detail
 
 
-def test_the_flow_refuses_potentials_that_are_not_centered_at_the_equilibrium():
+def test_the_flow_refuses_a_potential_that_does_not_listen_to_its_center():
     deaf = Custom(lambda s: s, convex=True, eta=1.0, listens=False)
     with pytest.raises(stabnet.InvalidOptionError, match="vanishes at the center of its context"):
         lyadeq(projection="flow", potential=deaf)
-    with pytest.raises(stabnet.InvalidOptionError, match="center of its own"):
-        lyadeq(projection="flow", potential={"name": "icnn", "center": [1.0] * 6})
-    lyadeq(projection="output", potential={"name": "icnn", "center": [1.0] * 6})
+    lyadeq(projection="output", potential=deaf)
+
+
+def test_the_flow_puts_the_equilibrium_in_place_of_a_potentials_own_center():
+    options = {"name": "icnn", "tangent": True}
+    model = lyadeq(projection="flow", potential=options)
+    other = lyadeq(projection="flow", potential={**options, "center": [1.0] * 6})
+    assert of_block(other)[0].status == "by construction"
+    assert torch.equal(model(inputs()), other(inputs()))
 
 
 def test_without_a_rate_the_flow_is_stable_and_no_more():
