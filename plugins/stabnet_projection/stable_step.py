@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -38,9 +38,9 @@ class StableStep(Integrator):
 
     .. math:: z^+ = c + \gamma (y - c), \qquad \gamma = \min(1, e^{-\alpha h} V(z) / V(y)),
 
-    so that :math:`V(z^+) \le e^{-\alpha h} V(z)`, what the exact flow satisfies. Where ``T`` has
-    order p, so has the scaled step. ``scheme="shortened"``: an Euler step
-    :math:`z^+ = z + s F(z)`,
+    so that :math:`V(z^+) \le e^{-\alpha h} V(z)` for a convex potential, as the exact flow
+    satisfies. Where ``T`` has order p, so has the scaled step. ``scheme="shortened"``: an Euler
+    step :math:`z^+ = z + s F(z)`,
 
     .. math:: s = \min\left(h, \frac{2\theta\,(-\nabla V^\top F)}{L \|F\|^2}\right), \qquad
               V(z^+) \le V(z) + (1 - \theta)\,s\,\nabla V^\top F
@@ -49,11 +49,12 @@ class StableStep(Integrator):
     for an L-smooth potential. A shortened step covers the time ``s`` alone: states are then those
     of a slower discrete-time system, and not of the flow at the times asked for.
 
-    The closed forms hold for convex, and for smooth, potentials. For any other the inequality is
-    evaluated: the largest of :math:`\gamma = 1 - 2^{-k}`, or of :math:`s = 2^{-k} h`, is taken
-    that satisfies it, all candidates at once; where none does the state goes to the center
-    (scaled), or stays (shortened). So ``V`` never rises, whatever its shape. There is no host
-    synchronization.
+    For a potential that is not known to be convex, or whose ``L`` is not known, the inequality is
+    evaluated. Where the :math:`\gamma` above fails, the largest of :math:`1 - 2^{-k}` and
+    :math:`2^{-k}` is taken that satisfies it, or of :math:`s = 2^{-k} h`, all candidates at once;
+    where none does the state goes to the center (scaled), or stays (shortened). So ``V`` never
+    rises, whatever its shape; but a scaled step may then jump over a ridge of ``V``. There is no
+    host synchronization. A state that is not finite, or whose field is not, never becomes finite.
 
     Args:
         step_size: the longest step ``h``, positive.
@@ -61,7 +62,7 @@ class StableStep(Integrator):
         integrator: the method ``T`` of ``"scaled"``, called for one step at a time; one Euler step
             if ``None``.
         theta: ``θ`` of ``"shortened"``, in (0, 1): larger ones take longer steps that descend less.
-        halvings: the largest ``k``, where there is no closed form.
+        halvings: the largest ``k``, where the inequality is evaluated.
 
     Raises:
         InvalidOptionError: for options out of range, or a method for ``"shortened"``.
@@ -157,23 +158,24 @@ class StableStep(Integrator):
             y, spent = z + h * velocity, 1
         else:
             value = potential(z, context)
-            trajectory = self.integrator(field, z, (t, t + h), u)
+            # Gradients flow to times of a tensor.
+            span = torch.stack([torch.as_tensor(t), t + h]) if isinstance(h, Tensor) else (t, t + h)
+            trajectory = self.integrator(field, z, span, u)
             y, spent = trajectory.states[-1], trajectory.nfe
-        target = torch.exp(torch.as_tensor(-field.alpha * h, device=z.device)) * value
-        reached = potential(y, context)
+        decay = torch.as_tensor(-field.alpha * h, dtype=value.dtype, device=z.device).exp()
+        target, reached = decay * value, potential(y, context)
         descends = reached <= target
         offset, center = offset_from(center_of(potential, context), y, ndim)
-        if potential.convex:
-            gamma = torch.where(descends, 1, target / torch.where(descends, 1, reached))
-        else:
-            pulled = _largest(
-                1 - self._halves(target)[..., 1:],
-                center,
-                offset,
-                lambda points, shares: potential(points, context) <= target[..., None],
-                potential.state_shape,
-            )
-            gamma = torch.where(descends, 1, pulled)
+        gamma = torch.where(descends, 1, target / torch.where(descends, 1, reached))
+        if not potential.convex:
+            halves = self._halves(target)[1:]
+            grid = torch.cat([1 - halves, halves]).expand(*gamma.shape, -1)
+            shares = torch.cat([gamma[..., None], grid], -1)
+            points = _along(center, shares, offset, potential.state_shape)
+            with torch.no_grad():
+                fits = potential(points, context) <= target[..., None]
+            pulled = torch.where(fits, shares, 0)[..., 1:].amax(-1)
+            gamma = torch.where(descends | fits[..., 0] | gamma.isnan(), gamma, pulled)
         scaled = (center + gamma[..., None] * offset).unflatten(-1, potential.state_shape)
         return torch.where(_like_states(gamma == 1, ndim), y, scaled), spent
 
@@ -190,24 +192,21 @@ class StableStep(Integrator):
         """Return the state after one shortened Euler step."""
         potential, ndim = field.potential, len(field.potential.state_shape)
         velocity, value, rate = field.descent(t, z, u)
+        rate = rate.clamp_max(0)  # by rounding, or at a critical point, it may be above
         step = torch.as_tensor(h, dtype=value.dtype, device=z.device).expand_as(value)
         flat = velocity.flatten(-ndim)
         if smoothness is not None:
             speed = flat.square().sum(-1) * smoothness.to(z.dtype)
             moves = speed > 0
             allowed = 2 * self.theta * -rate / torch.where(moves, speed, 1)
-            step = torch.where(moves, torch.minimum(step, allowed.clamp_min(0)), step)
+            step = torch.where(moves, torch.minimum(step, allowed), step)
         else:
-            step = _largest(
-                step[..., None] * self._halves(step),
-                z.flatten(-ndim),
-                flat,
-                lambda points, shares: (
-                    potential(points, context)
-                    <= value[..., None] + (1 - self.theta) * shares * rate[..., None]
-                ),
-                potential.state_shape,
-            )
+            shares = step[..., None] * self._halves(step)
+            points = _along(z.flatten(-ndim), shares, flat, potential.state_shape)
+            with torch.no_grad():
+                bound = value[..., None] + (1 - self.theta) * shares * rate[..., None]
+                fits = potential(points, context) <= bound
+            step = torch.where(fits, shares, 0).amax(-1)
         return z + _like_states(step, ndim) * velocity
 
     def _halves(self, like: Float[Tensor, "*batch"]) -> Float[Tensor, " halvings+1"]:
@@ -216,23 +215,22 @@ class StableStep(Integrator):
 
     def guarantees(self) -> list[Guarantee]:
         """Return the decay of the potential along the steps as they are taken."""
-        scaled = self.scheme == "scaled"
+        if self.scheme == "scaled":
+            formula = "V(z_{k+1}) ≤ e^(−α h) V(z_k)"
+            source = "Lawrence et al. 2020, for convex V; evaluated for any other"
+            assumption = "V is at least 0, and 0 at its center; if it says so, it is convex"
+        else:
+            formula = f"V(z_{{k+1}}) ≤ (1 − {1 - self.theta:g} α s_k) V(z_k), s_k as shortened"
+            source = "descent lemma, for V with a known L; evaluated for any other"
+            assumption = "the field satisfies ∇VᵀF ≤ −αV, as 'projected' does"
         return [
             Guarantee(
                 claim="no step raises the potential of the field, whatever the step size, in the "
                 "state (this says nothing of perturbed inputs)",
-                formula="V(z_{k+1}) ≤ e^(−α h) V(z_k)"
-                if scaled
-                else f"V(z_{{k+1}}) ≤ (1 − {1 - self.theta:g} α s_k) V(z_k), "
-                "s_k the step as shortened",
-                source="Lawrence et al. 2020, for convex V; halving for any other"
-                if scaled
-                else "descent lemma, for L-smooth V; halving for any other",
+                formula=formula,
+                source=source,
                 status="by construction",
-                assumptions=(
-                    "the field satisfies ∇VᵀF ≤ −αV, as 'projected' does",
-                    "exact arithmetic, up to rounding",
-                ),
+                assumptions=(assumption, "exact arithmetic, up to rounding"),
             )
         ]
 
@@ -247,25 +245,16 @@ def _smoothness(field: Descends) -> Tensor | None:
     return potential.smoothness_bound() if isinstance(potential, BoundsSmoothness) else None
 
 
-def _largest(
-    shares: Float[Tensor, "*batch candidates"],
+def _along(
     base: Float[Tensor, "*batch n"],
+    shares: Float[Tensor, "*batch candidates"],
     direction: Float[Tensor, "*batch n"],
-    accepts: Callable[[Tensor, Tensor], Tensor],
     state_shape: tuple[int, ...],
-) -> Float[Tensor, "*batch"]:
-    """Return the largest share whose state is accepted, or zero.
-
-    Args:
-        shares: the candidates.
-        base: where shares are taken from, flattened.
-        direction: what shares are taken of, flattened.
-        accepts: tells of states and their shares, which ones will do.
-        state_shape: shape of a state.
-    """
+) -> Float[Tensor, "*batch candidates ..."]:
+    """Return the states that lie at shares of a direction from a base, both flattened."""
     points = base.unsqueeze(-2) + shares[..., None] * direction.unsqueeze(-2)
-    accepted = accepts(points.unflatten(-1, state_shape), shares)
-    return torch.where(accepted, shares, 0).amax(-1)
+    states: Tensor = points.unflatten(-1, state_shape)
+    return states
 
 
 def _like_states(per_state: Tensor, ndim: int) -> Tensor:

@@ -48,32 +48,41 @@ def field_context(potential: Potential, center: Center, u: Features) -> Context:
         return Context(features=features, center=center_of(potential))
     if features is None:
         raise InvalidInputError(
-            f"the center is each sample's features, one tensor; got {type(u).__name__}. Pass u"
+            f"the center is each sample's features, one tensor; got {type(u).__name__}. Pass u; "
+            "a Flow with initial='features' passes none, and needs 'zeros' or 'learned'"
         )
     return Context(features=features, center=features)
 
 
-def descent_guarantees(potential: Potential, alpha: float, source: str) -> list[Guarantee]:
+def descent_guarantees(
+    potential: Potential, alpha: float, source: str, assumptions: Sequence[str] = ()
+) -> list[Guarantee]:
     """Return what holds along exact trajectories of a field with ``∇VᵀF ≤ −αV``.
 
-    The status is by construction for a convex potential, whose gradient vanishes at its minimum
-    alone, and conditional for any other.
+    The status is by construction for a convex potential that grows, whose gradient vanishes at its
+    center alone, and conditional for any other.
 
     Args:
         potential: ``V``.
         alpha: the rate.
         source: paper and equation of the field.
+        assumptions: what the field needs besides.
     """
     formula = f"∇V(z)ᵀF(t, z, u) ≤ −{alpha:g}·V(z), hence V(z(t)) ≤ V(z(0)) e^(−{alpha:g} t)"
-    assumptions = [
+    assumptions = (
+        *assumptions,
         "exact arithmetic, up to rounding",
         "the flow is exact: a step of a general integrator may raise V; stable_step's do not",
-    ]
+    )
     grows = isinstance(potential, BoundsGrowth)
     if isinstance(potential, BoundsGrowth):
         eta = float(potential.growth_bound())
         formula += f", ‖z(t) − c‖ ≤ √(V(z(0))/{eta:.3g}) e^(−{alpha:g} t/2)"
-    proven = potential.convex and grows
+    gap = ""
+    if not potential.convex:
+        gap = "that V is positive, and has no critical point, besides the center"
+    elif not grows:
+        gap = "that V grows, and vanishes at the center alone"
     return [
         Guarantee(
             claim="the potential decays exponentially along trajectories of the field, in the "
@@ -83,11 +92,8 @@ def descent_guarantees(potential: Potential, alpha: float, source: str) -> list[
             "says nothing of perturbed inputs)",
             formula=formula,
             source=source,
-            status="by construction" if proven else "conditional",
-            assumptions=tuple(assumptions) if proven else (*assumptions, NO_CRITICAL_POINTS),
-            detail=""
-            if proven
-            else "open: that V is positive and has no critical point besides the center; it is "
-            "not known to be convex",
+            status="conditional" if gap else "by construction",
+            assumptions=assumptions if potential.convex else (*assumptions, NO_CRITICAL_POINTS),
+            detail=f"open: {gap}" if gap else "",
         )
     ]

@@ -43,6 +43,7 @@ def project(
 
     the nearest vector that satisfies the condition; :math:`\hat F = F` where it holds already, and
     where :math:`\nabla V = 0`. Written with the unit normal, nothing underflows near the center.
+    Where anything is not finite, so is the result.
 
     Args:
         field: the vectors ``F``, flattened.
@@ -64,8 +65,12 @@ def project(
     bound = -alpha * (value[..., None] / largest) / length
     # Removing the normal part twice leaves a tangent whose rounding is its own, not the field's.
     tangent = field - along * normal
+    rounding = 4 * torch.finfo(tangent.dtype).eps * tangent.detach().abs().sum(-1, keepdim=True)
     tangent = tangent - (normal * tangent).sum(-1, keepdim=True) * normal
-    return torch.where((along > bound) & ~flat, tangent + bound * normal, field)
+    # Rounded towards descent: an ascending field along the gradient leaves nothing but rounding.
+    projected = tangent + (bound - rounding) * normal
+    # A comparison with NaN is false, and must not let the field through.
+    return torch.where((along <= bound) | flat, field, projected)
 
 
 @final
@@ -75,10 +80,12 @@ class ProjectedField(VectorField):
     .. math:: \hat F = \bar F - n\,\mathrm{ReLU}(n^\top \bar F + \alpha V / \|\nabla V\|), \qquad
               \bar F(t, z, u) = F(t, z, u) - F(t, c, u)
 
-    Along its trajectories :math:`V(z(t)) \le V(z(0)) e^{-\alpha t}`. With ``centered`` the center
-    is an equilibrium, and the field is continuous there; without, ``F(t, c, u)`` is left as it is,
-    and unless that vanishes the field jumps at the center. With a positive rate nothing but the
-    center can be an equilibrium.
+    Along its trajectories :math:`V(z(t)) \le V(z(0)) e^{-\alpha t}`, if :math:`\nabla V` vanishes
+    at the center alone. With ``centered`` the center is an equilibrium, and the field is continuous
+    there if ``F`` is and :math:`V/\|\nabla V\| \to 0`, as for every convex ``V``. Without,
+    ``F(t, c, u)`` is left as it is; unless it vanishes the field jumps at the center, where
+    trajectories are then those in the sense of Filippov, which rest there. With a positive rate
+    nothing but the center can be an equilibrium.
 
     Args:
         state_shape: shape of one state.
@@ -178,7 +185,8 @@ class ProjectedField(VectorField):
             return field - lift_features(of_sample, z, ndim)
         if z.ndim > ndim + 1:
             c = c[None]
-        c = c.expand(len(u), *c.shape) if isinstance(u, Tensor) else c[None]
+        first = u[0] if isinstance(u, tuple) else u
+        c = c.expand(1 if first is None else first.shape[0], *c.shape)
         at_center: Tensor = self.vector_field(t, c, u)
         return field - at_center
 
@@ -188,6 +196,9 @@ class ProjectedField(VectorField):
             self.potential,
             self.alpha,
             source="Manek & Kolter 2019, (10) and Theorem 1; [SNN] (29)",
+            assumptions=()
+            if self.centered
+            else ("F vanishes at the center, or trajectories are those in the sense of Filippov",),
         )
 
     def extra_repr(self) -> str:
