@@ -140,38 +140,39 @@ class SODEFLoss(Objective):
             InvalidOptionError: if the model is not such.
             InvalidInputError: for labels that do not fit.
         """
-        flow = getattr(model, "dynamics", None)
-        if not isinstance(model, StabilityModel) or not isinstance(flow, Flow):
-            raise InvalidOptionError(
-                "the objective 'sodef' needs a StabilityModel whose dynamics is a Flow; this is a "
-                f"{type(model).__name__} with {type(flow).__name__}"
-            )
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             # Older torch differentiates nothing there, not even by torch.func.
             with torch.inference_mode(False), torch.no_grad():
                 return self(model, x.clone(), y.clone())  # type: ignore[no-any-return]
+        model, flow = _flowing(model)
         if self.phase == "features":
             u = model.features(x)
             assert isinstance(u, Tensor)
             fixed = class_vectors(model.num_outputs, u[0].numel()).to(u)
-            return self._supervised(u.flatten(1) @ fixed.T, x, y)
-        if self.phase == "head":
-            with torch.no_grad(), eval_mode(model.backbone), eval_mode(flow):
-                solution = model.solve(x)
-            loss, logs = self._supervised(model.read(solution.state), x, y)
-            return loss, {**logs, "nfe": loss.new_tensor(float(solution.nfe)).detach()}
-        if self.phase == "stability":
+            loss, logs = self._supervised(u.flatten(1) @ fixed.T, x, y)
+        elif self.phase == "stability":
             with torch.no_grad(), eval_mode(model.backbone):
                 u = model.features(x)
             loss, logs = self._penalties(flow, u)
-            return loss, {"loss": loss.detach(), **logs}
+        elif self.phase == "head":
+            with torch.no_grad(), eval_mode(model.backbone), eval_mode(flow):
+                solution = model.solve(x)
+            loss, logs = self._supervised(model.read(solution.state), x, y)
+            logs["nfe"] = torch.full((), float(solution.nfe), device=loss.device)
+        else:
+            loss, logs = self._joint(model, flow, x, y)
+        return loss, {"loss": loss.detach(), **logs}
+
+    def _joint(
+        self, model: StabilityModel, flow: Flow, x: Tensor, y: Tensor
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the whole loss, from one run of backbone and flow."""
         u = model.features(x)
         solution = flow(u)
-        cross_entropy, logs = self._supervised(model.read(solution.state), x, y)
+        loss, logs = self._supervised(model.read(solution.state), x, y)
         penalty, terms = self._penalties(flow, u)
-        loss = cross_entropy + penalty
         nfe = torch.full((), float(solution.nfe), device=loss.device)
-        return loss, {**logs, **terms, "nfe": nfe, "loss": loss.detach()}
+        return loss + penalty, {**logs, **terms, "nfe": nfe}
 
     def _supervised(
         self, logits: Float[Tensor, "batch classes"], x: Tensor, y: Tensor
@@ -179,11 +180,13 @@ class SODEFLoss(Objective):
         """Return the cross entropy of logits, its labels checked."""
         loss: Tensor
         loss, logs = self.supervision(_Known(logits), x, y)
-        return loss, {**logs, "cross_entropy": loss.detach()}
+        return loss, {"cross_entropy": loss.detach(), "accuracy": logs["accuracy"]}
 
     def _penalties(self, flow: Flow, u: Features) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the weighted penalties at the start of the flow, and what to log of them."""
         z, driving = flow_start(flow, u)
+        if self.phase is not None:
+            z = z.detach()  # the phase trains the field, and no learned start
         t = flow.times[0]
         velocity = _full(flow.vector_field(t, z, driving)).flatten(1)
         some = slice(self.samples)
@@ -215,6 +218,21 @@ class SODEFLoss(Objective):
     def extra_repr(self) -> str:
         """Return form and phase."""
         return f"form={self.form!r}, phase={self.phase!r}"
+
+
+def _flowing(model: nn.Module) -> tuple[StabilityModel, Flow]:
+    """Return the model and its flow.
+
+    Raises:
+        InvalidOptionError: if it is no such model, or has none.
+    """
+    flow = getattr(model, "dynamics", None)
+    if isinstance(model, StabilityModel) and isinstance(flow, Flow):
+        return model, flow
+    raise InvalidOptionError(
+        "the objective 'sodef' needs a StabilityModel whose dynamics is a Flow; this is a "
+        f"{type(model).__name__} with dynamics {type(flow).__name__}"
+    )
 
 
 @final
