@@ -1,0 +1,74 @@
+"""The example of SODEF runs, attacks within its radii, and says what its figures mean."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("torchattacks", reason="the attacks come with the extra 'attacks'")
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "sodef.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    """Return the script as a module, imported from its file as nothing else may import it."""
+    spec = importlib.util.spec_from_file_location("example_sodef", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_writes_its_tables_and_spectra(script, tmp_path):
+    small = "--backbone-epochs 1 --epochs 1 --width 16 --step-size 1 --images 10 --steps 2"
+    script.main([*small.split(), "--queries", "3", "--eps", "0.1", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "sodef-digits.json").read_text())
+    labels = ["backbone + linear", "neural ODE", "SODEF joint", "SODEF phased"]
+    assert [row["label"] for row in record["rows"]] == labels
+    for row in record["rows"]:
+        left = row["robustness"]["accuracy"]["0.1"]
+        assert left["all"] <= min(left.values())
+        assert max(r["max_perturbation"] for r in row["robustness"]["results"]) <= 0.1 + 1e-6
+    assert [len(row["objectives"]) for row in record["rows"]] == [1, 1, 1, 3]
+    text = (tmp_path / "sodef-digits.md").read_text()
+    assert "python examples/sodef.py --backbone-epochs 1" in text
+    assert "Stability in the state is not robustness in the input" in text
+    assert (tmp_path / "sodef-digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gradient_that_is_hidden_is_found_out(script):
+    class Hidden(nn.Module):
+        """Class 1 where the first pixel is above one half, in steps that have no gradient."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            first = x.flatten(1)[:, :1]
+            above = (first > 0.5).float() + 0 * first
+            return self.scale * torch.cat([1 - above, above], 1)
+
+    class Smooth(nn.Module):
+        def forward(self, x):
+            first = x.flatten(1)[:, :1]
+            return torch.cat([0.5 - first, first - 0.5], 1)
+
+    class Options:
+        eps, steps, starts, queries, seed = (0.2,), 40, 1, 5, 0
+
+    x = torch.full((20, 1, 4, 4), 0.55)
+    y = torch.ones(20, dtype=torch.int64)
+    # An image is fooled by lowering its first pixel. The gradient, which is zero, moves none; a
+    # random start lowers it on some images only.
+    found = script.robustness(Hidden(), Smooth(), [(x, y)], Options)
+    assert found["accuracy"]["0.2"]["FGSM"] == 1
+    assert found["accuracy"]["0.2"]["transfer"] == 0
+    assert found["accuracy"]["0.2"]["all"] == 0
+    assert any("transfer fools" in sign for sign in found["masking"])
+    assert any("input gradient that is exactly zero" in sign for sign in found["masking"])
