@@ -80,8 +80,10 @@ def test_features_as_center_give_each_sample_its_equilibrium():
     field = NegativeDefiniteField((2, 3), (2, 3), center="features").double()
     u = torch.randn(4, 2, 3).double()
     assert not field(0.0, u, u).any()
-    many = field(0.0, torch.randn(1, 5, 2, 3).double(), u)
+    z = torch.randn(1, 5, 2, 3).double()
+    many = field(0.0, z, u)
     assert many.shape == (4, 5, 2, 3)
+    torch.testing.assert_close(field(0.0, z, u[1]), many[1:2])
 
 
 def test_trajectories_obey_the_exponential_bound(trained):
@@ -121,10 +123,8 @@ def test_every_matrix_with_such_a_symmetric_part_has_factors(seed):
 def test_two_trajectories_may_move_apart_as_the_guarantees_say(trained):
     """What is not guaranteed does happen: the Jacobian's symmetric part is positive somewhere."""
     z = 3 * torch.randn(200, 3, generator=torch.Generator().manual_seed(4)).double()
-    jacobian = torch.func.vmap(
-        torch.func.jacrev(lambda z: trained(0.0, z, torch.zeros(2).double()))
-    )
-    J = jacobian(z)
+    u = torch.zeros(2).double()
+    J = torch.vmap(torch.func.jacrev(lambda z: trained(0.0, z, u)))(z)
     assert torch.linalg.eigvalsh((J + J.mT) / 2).max() > 0.1
     decay, apart = trained.guarantees()
     assert decay.status == "by construction"
@@ -150,10 +150,8 @@ def test_stable_step_never_raises_its_potential(trained, step):
 def test_gradients_are_right():
     torch.manual_seed(0)
     field = NegativeDefiniteField((2,), (2,), hidden=(4,), center="features").double()
-    inputs = (
-        torch.randn(3, 2).double().requires_grad_(),
-        torch.randn(3, 2).double().requires_grad_(),
-    )
+    z, u = torch.randn(2, 3, 2).double().unbind(0)
+    inputs = (z.requires_grad_(), u.requires_grad_())
     for k in range(3):
         assert torch.autograd.gradcheck(
             lambda z, u, k=k: field.descent(0.0, z, u)[k], inputs, check_batched_grad=True

@@ -29,7 +29,7 @@ class _Wells(Potential):
         bump = (3 * z[..., 0]).cos()
         if context is not None and context.features is not None:
             height = context.features.sum(-1).tanh()
-            bump = bump * (height.unsqueeze(1) if z.ndim == 3 else height)
+            bump = bump * (height[:, None] if z.ndim == 3 and height.ndim == 1 else height)
         return square * (2 + bump)
 
 
@@ -153,6 +153,7 @@ def test_states_shared_by_the_samples_get_the_field_of_each():
     for i in range(4):
         expected = field(0.0, z[0], u[i].expand(5, 2))
         torch.testing.assert_close(found[i], expected)
+        torch.testing.assert_close(field(0.0, z, u[i])[0], expected)
 
 
 def test_features_as_center_give_each_sample_its_equilibrium():

@@ -12,14 +12,14 @@ from stabnet.interfaces import Features
 
 from .descent import Center, check_center
 
-__all__ = ["Equilibrium", "check_state", "driving_features", "split_center"]
+__all__ = ["CenterOption", "check_state", "driving_features", "split_center"]
 
-Equilibrium = Sequence[Any] | Literal["features"] | None
+CenterOption = Sequence[Any] | Literal["features"] | None
 """A point, nested as a state or flat; each sample's features; or ``None`` for the origin."""
 
 
 def split_center(
-    center: Equilibrium, state_shape: Sequence[int], feature_shape: Sequence[int]
+    center: CenterOption, state_shape: Sequence[int], feature_shape: Sequence[int]
 ) -> tuple[Center, Sequence[Any] | None]:
     """Return what the center of a field is, and the point that its potential is centered at.
 

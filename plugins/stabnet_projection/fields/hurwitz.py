@@ -18,7 +18,7 @@ from stabnet.values import number
 from ..center import center_of, offset_from
 from ..potentials.quadratic import Quadratic
 from .descent import descent_guarantees, field_context
-from .equilibrium import Equilibrium, check_state, driving_features, split_center
+from .equilibrium import CenterOption, check_state, driving_features, split_center
 from .lyapunov import solve_lyapunov
 
 __all__ = ["HurwitzField"]
@@ -75,7 +75,7 @@ class HurwitzField(VectorField):
         state_shape: Sequence[int],
         feature_shape: Sequence[int] | None = None,
         rate: float = 0.01,
-        center: Equilibrium = None,
+        center: CenterOption = None,
         matrix: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def _square(matrix: Any, n: int) -> Float[Tensor, "n n"]:
         InvalidOptionError: unless it is one of finite numbers, of size ``n``.
     """
     try:
-        given = torch.as_tensor(matrix).detach().to(torch.float64)
+        given = torch.as_tensor(matrix, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidOptionError(f"matrix must be {n} rows of {n} numbers") from error
     if given.shape != (n, n) or not bool(given.isfinite().all()):

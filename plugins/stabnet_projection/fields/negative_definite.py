@@ -24,7 +24,7 @@ from stabnet.values import number, whole
 
 from ..center import center_of, offset_from
 from .descent import descent_guarantees, field_context
-from .equilibrium import Equilibrium, check_state, driving_features, split_center
+from .equilibrium import CenterOption, check_state, driving_features, split_center
 from .squared_distance import SquaredDistance
 
 __all__ = ["NegativeDefiniteField"]
@@ -79,7 +79,7 @@ class NegativeDefiniteField(VectorField):
         feature_shape: Sequence[int] | None = None,
         rate: float = 0.01,
         hidden: Sequence[int] = (64,),
-        center: Equilibrium = None,
+        center: CenterOption = None,
     ) -> None:
         super().__init__()
         if not hidden:
@@ -156,8 +156,10 @@ class NegativeDefiniteField(VectorField):
         if self.drive is not None:
             features = driving_features(u, self.feature_shape)
             assert features is not None
-            flat = features.flatten(-len(self.feature_shape)).to(x.dtype)
-            hidden = hidden + lift_features(self.drive(flat), z, len(self.state_shape))
+            driven = self.drive(features.flatten(-len(self.feature_shape)).to(x.dtype))
+            if driven.ndim > 1:
+                driven = lift_features(driven, z, len(self.state_shape))
+            hidden = hidden + driven
         n = x.shape[-1]
         P, S = self.rest(hidden).unflatten(-1, (2, n, n)).unbind(-3)
         return P, S

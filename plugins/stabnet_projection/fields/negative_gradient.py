@@ -104,9 +104,10 @@ class NegativeGradientField(VectorField):
         """
         check_state(z, self.state_shape)
         context, ndim = self.context(u), len(self.state_shape)
-        if context.features is not None and z.ndim == ndim + 2:
-            # The value at a state depends on the features, so each needs one of its own.
-            z = z.expand(len(context.features), *z.shape[1:])
+        features = context.features
+        if features is not None and features.ndim > len(self.feature_shape) and z.ndim == ndim + 2:
+            # The gradient at a state depends on the features: each gets a state of its own.
+            z = z.expand(len(features), *z.shape[1:])
         value, gradient = self.potential.value_and_gradient(z, context)
         rate = -self.gain * gradient.flatten(-ndim).square().sum(-1)
         return Descent(-self.gain * gradient, value, rate)
