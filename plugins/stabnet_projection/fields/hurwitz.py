@@ -156,8 +156,8 @@ class HurwitzField(VectorField):
         if not abscissa < -self.rate:
             raise InvalidOptionError(
                 f"the matrix has the spectral abscissa {abscissa:.6g}, which is not below −rate = "
-                f"{-self.rate:g}. Give one with all eigenvalues in Re λ < {-self.rate:g}; for a Hurwitz one, "
-                "a smaller rate will do"
+                f"{-self.rate:g}. Give one with all eigenvalues in Re λ < {-self.rate:g}; "
+                "for a Hurwitz one a smaller rate will do"
             )
         B = A + self.rate * eye
         P = _metric(B)
