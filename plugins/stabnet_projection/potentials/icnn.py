@@ -112,6 +112,8 @@ class ICNN(Potential):
         n = math.prod(self.state_shape)
         widths = (*(whole("hidden", width, 1) for width in hidden), 1)
         self.direct = nn.ModuleList(nn.Linear(n, width) for width in widths)
+        for layer in self.direct:  # start on the curved piece, where no unit is off or linear
+            cast(nn.Linear, layer).bias.data.add_(self.smoothing / 2)
         self.positive = nn.ParameterList(
             torch.empty(after, before).uniform_(-1, 1) for before, after in pairwise(widths)
         )
@@ -169,7 +171,9 @@ class ICNN(Potential):
         Differences are carried from layer to layer: near the center the difference of two values of
         ``g`` would be nothing but their rounding.
         """
-        change, excesses, slopes = offset, list[Tensor](), list[Tensor]()
+        change = offset
+        excesses: list[Tensor] = []
+        slopes: list[Tensor] = []
         for a, layer, U in zip(at_center, self.direct, [None, *weights], strict=True):
             step = F.linear(offset, cast(nn.Linear, layer).weight)
             if U is not None:
