@@ -211,8 +211,8 @@ def test_loss_has_correct_gradients():
     assert torch.autograd.gradcheck(value, given)
 
 
-def test_exponentials_of_large_jacobians_stay_finite_and_their_extension_is_logged():
-    network = model(width=2, vector_field=Linear([[500.0, 100.0], [0.0, 1.0]]))
+def test_exponentials_of_large_jacobians_stay_finite_and_push_the_diagonal_down():
+    network = model(width=2, vector_field=Linear([[500.0, 900.0], [0.0, 1.0]]))
     network.dynamics.times = (0.0, 1e-4)
     loss, logs = objective()(network, *inputs())
     loss.backward()
@@ -220,9 +220,9 @@ def test_exponentials_of_large_jacobians_stay_finite_and_their_extension_is_logg
     gradient = network.dynamics.vector_field.matrix.grad
     assert gradient.isfinite().all()
     assert gradient[0, 0] > 0
-    # Of the four exponents (500, 1; −400, −1) one is beyond the limit.
-    assert logs["extended"] == 0.25
-    expected = math.exp(30) * (1 + 500 - 30) + math.e
+    # Of the four exponents (500, 1; 400, −1) two are beyond the limit.
+    assert logs["extended"] == 0.5
+    expected = math.exp(30) * (1 + 470 + 470**2 / 2) + math.e
     assert logs["diagonal_term"] == pytest.approx(expected, rel=1e-5)
 
 

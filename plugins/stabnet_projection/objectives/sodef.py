@@ -26,7 +26,7 @@ _WEIGHTS = {"joint": (1.0, 0.05, 0.05), "phased": (0.2, 10.0, 10.0)}
 """Of the speed, the diagonal and the dominance."""
 
 _LIMIT = 30.0
-"""Where the exponential is continued by its tangent."""
+"""Where the exponential is continued by its Taylor polynomial."""
 
 
 @final
@@ -61,8 +61,9 @@ class SODEFLoss(Objective):
     penalized is asked for, not enforced, and only at the inputs of training; nothing of it speaks
     of perturbed inputs.
 
-    An exponential is continued by its tangent where its exponent exceeds 30, so that an unstable
-    field gives a large gradient instead of an infinite loss; ``extended`` logs how often.
+    An exponential is continued by its Taylor polynomial of order 2 where its exponent exceeds 30,
+    so that a very unstable field gives a large gradient instead of an infinite loss; ``extended``
+    logs how often.
 
     In a phase the gradient reaches the parameters named above and no other; what is not trained is
     in eval mode there. :func:`stabnet.training.fit` keeps the epoch of the best accuracy, and the
@@ -259,9 +260,14 @@ def _check_phase(form: str, phase: str | None) -> None:
 
 
 def _exp(exponent: Tensor) -> Tensor:
-    """Return the exponential, continued by its tangent beyond a limit."""
+    """Return the exponential, continued by its Taylor polynomial of order 2 beyond a limit.
+
+    A tangent would not do: its slope does not grow, and the two penalties of an unstable diagonal
+    entry, of weights that are equal, would cancel.
+    """
     within = exponent.clamp(max=_LIMIT)
-    return within.exp() * (1 + (exponent - within))
+    beyond = exponent - within
+    return within.exp() * (1 + beyond + beyond.square() / 2)
 
 
 def _full(values: Tensor) -> Tensor:
