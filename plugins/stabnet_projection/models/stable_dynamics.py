@@ -59,13 +59,16 @@ def stable_dynamics(
         The model.
 
     Raises:
-        InvalidOptionError: for another ``num_outputs``, a field of other states or one that is
-            driven by features, or times that are not at least two and strictly monotone.
+        InvalidOptionError: for another ``num_outputs``, a field of other states, or one that is
+            driven by features.
+        InvalidInputError: unless the times are at least two, finite and strictly monotone.
 
     References:
         [MK] (10) and section 4.1; [SNN] (29).
     """
     shape = tuple(whole("in_shape", size, 1) for size in in_shape)
+    if not shape:
+        raise InvalidOptionError("in_shape=() is no shape of a state; give (n,) for n numbers")
     size = math.prod(shape)
     if num_outputs not in (None, size):
         raise InvalidOptionError(

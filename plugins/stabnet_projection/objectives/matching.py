@@ -82,5 +82,6 @@ def check_target(y: Tensor, wanted: tuple[int | str, ...], what: str) -> None:
 def relative_error(residual: Tensor, y: Tensor) -> Float[Tensor, ""]:
     """Return the norm of the residuals over that of the targets, both over the batch."""
     residual, y = residual.detach(), y.detach()
-    tiny = torch.finfo(y.dtype).tiny
-    return torch.linalg.vector_norm(residual) / torch.linalg.vector_norm(y).clamp_min(tiny)
+    size = torch.linalg.vector_norm(y).clamp_min(torch.finfo(y.dtype).tiny)
+    relative: Tensor = torch.linalg.vector_norm(residual) / size
+    return relative
