@@ -112,8 +112,10 @@ class ICNN(Potential):
         n = math.prod(self.state_shape)
         widths = (*(whole("hidden", width, 1) for width in hidden), 1)
         self.direct = nn.ModuleList(nn.Linear(n, width) for width in widths)
-        for layer in self.direct:  # start on the curved piece, where no unit is off or linear
-            cast(nn.Linear, layer).bias.data.add_(self.smoothing / 2)
+        with torch.no_grad():
+            for layer in self.direct:  # start on the curved piece around the center
+                linear = cast(nn.Linear, layer)
+                linear.bias.add_(self.smoothing / 2 - linear.weight @ self.center.flatten())
         self.positive = nn.ParameterList(
             torch.empty(after, before).uniform_(-1, 1) for before, after in pairwise(widths)
         )
