@@ -36,13 +36,10 @@ MODELS = {**ABLATIONS, "LyaDEQ, flow": FLOW}
 RADII = tuple(k / 255 for k in range(2, 21, 2))
 STRONG = RADII[1::2]
 STEPS = 40
-STARTS = ("implicit", "implicit", "unrolled")
-"""How the equilibrium is differentiated, for each start of the strong attack."""
+STARTS = ("implicit", "implicit", "unrolled")  # how each start differentiates the equilibrium
 LARGE = (20 / 255, 0.2, 0.5, 1.0)
 TRANSFER = (8 / 255, 16 / 255)
 EMBEDDED = ("DEQ + orthogonal", "LyaDEQ")
-
-Networks = dict[str, nn.Module]
 
 
 def right(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -80,12 +77,12 @@ def strong(network: nn.Module, x: Tensor, y: Tensor) -> list[float]:
     return accuracy
 
 
-def transfer(networks: Networks, x: Tensor, y: Tensor, eps: float) -> dict:
+def transfer(networks: dict[str, nn.Module], x: Tensor, y: Tensor, eps: float) -> dict:
     """Return each model's accuracy (inner) on what was found against each model (outer)."""
     clean = {label: right(network, x, y) for label, network in networks.items()}
     table = {}
-    for source, attacked in networks.items():
-        images = pgd(attacked, x, y, eps, 0)
+    for source, victim in networks.items():
+        images = pgd(victim, x, y, eps, 0)
         table[source] = {
             label: (right(network, images, y) & clean[label]).double().mean().item()
             for label, network in networks.items()
@@ -107,27 +104,25 @@ def attack(network: nn.Module, x: Tensor, y: Tensor, seed: int) -> dict:
 
 
 def accuracies(row: dict, name: str) -> list[float]:
-    """Return clean accuracy, then that under one of the protocol's attacks at all radii."""
+    """Return clean accuracy, then that under an attack, at all its radii."""
+    if name == "strong":
+        return row["strong"]
     results = row["protocol"]["results"]
     found = {r["eps"]: r["accuracy"] for r in results if r["attack"] == name}
     return [row["protocol"]["clean"]["accuracy"], *(found[e] for e in RADII)]
 
 
 def draw(
-    networks: Networks, rows: list[dict], x: Tensor, y: Tensor, args: argparse.Namespace
+    networks: dict[str, nn.Module], rows: list[dict], x: Tensor, y: Tensor, args: argparse.Namespace
 ) -> None:
     """Draw accuracy against the radius, and the features of clean and attacked images."""
     chance = 1 / networks["DEQ"].num_outputs
-    for name, eps in (("ifgsm", RADII), ("pgd", RADII), ("strong", STRONG)):
-        curves = [
-            AccuracyCurve(
-                row["label"],
-                {"ifgsm": "I-FGSM", "pgd": "PGD", "strong": "strong PGD"}[name],
-                (0.0, *eps),
-                row["strong"] if name == "strong" else accuracies(row, name),
-            )
-            for row in rows
-        ]
+    for name, words, eps in (
+        ("ifgsm", "I-FGSM", RADII),
+        ("pgd", "PGD", RADII),
+        ("strong", "strong PGD", STRONG),
+    ):
+        curves = [AccuracyCurve(r["label"], words, (0, *eps), accuracies(r, name)) for r in rows]
         save_figure(accuracy_curves(curves, chance=chance), path(args, f"-{name}.png"), dpi=110)
     before, after, eps = {}, {}, 8 / 255
     for label in EMBEDDED:
@@ -156,64 +151,73 @@ def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]) -> l
     ]
 
 
-def figure(args: argparse.Namespace, ending: str, words: str) -> str:
-    """Return the Markdown of a figure."""
-    return f"![{words}]({path(args, ending).name})"
-
-
-def markdown(rows: list[dict], moved: dict[float, dict], args: argparse.Namespace) -> str:
-    """Return the report: what was done, what came out, and how it is to be read."""
-    labels = [row["label"] for row in rows]
-    steps = {r["eps"]: r["steps"] for r in rows[0]["protocol"]["results"]}
-    by_protocol = ["model", "none", *(f"{255 * e:.0f} ({steps[e]})" for e in RADII)]
-    images = rows[0]["protocol"]["clean"]["images"]
-    lines = [
+def head(rows: list[dict], args: argparse.Namespace) -> list[str]:
+    """Return what was done, how it is to be read, and what training came to."""
+    clean = rows[0]["protocol"]["clean"]["images"]
+    return [
         f"# LyaDEQ up to 20/255 on {args.data}",
         "",
         f"Made with `python examples/lyadeq_sweep.py {args.command}`; torch {torch.__version__}, "
         f"{torch.get_num_threads()} thread(s).",
         "",
-        f"{args.epochs} epochs, backbone `{args.backbone}`, seed {args.seed}. All figures are "
-        f"accuracies in % on the first {images} test images, which count as robust only if they "
-        "are classified rightly before and after the attack; one standard error is up to "
-        f"{50 / images**0.5:.1f}. One seed: smaller differences mean nothing. Radii are "
-        "l-infinity in 1/255. Everything here is an upper bound of the true robust accuracy and no "
+        f"{args.epochs} epochs, backbone `{args.backbone}`, seed {args.seed}. Accuracies are in % "
+        f"on the first {clean} test images, which count as robust only if they are classified "
+        "rightly before and after the attack; one standard error is up to "
+        f"{50 / clean**0.5:.1f}. One seed: smaller differences mean nothing. Radii are l-infinity "
+        "in 1/255. Everything here is an upper bound of the true robust accuracy and no "
         "certificate. No model was trained against attacks, and none is guaranteed to withstand "
         "one: what is proven of the reading `flow` concerns the state, not the input.",
         "",
-        "## The paper's protocol",
+        "| model | accuracy on all test images | converged | converged, worst attack | "
+        "train CPU s | attack CPU s |",
+        "|---" * 6 + "|",
+        *(
+            f"| {r['label']} | {100 * r['test']['accuracy']:.2f} | {r['test']['converged']:.2%} | "
+            f"{min(f['converged_share'] for f in r['protocol']['results']):.2%} | "
+            f"{r['train_cpu_seconds']:.0f} | {r['attack_cpu_seconds']:.0f} |"
+            for r in rows
+        ),
         "",
-        "Radius (steps, by the paper's rule), steps of 1/255, one start. I-FGSM starts at the "
-        "image:",
-        "",
-        *table(by_protocol, [(r["label"], accuracies(r, "ifgsm")) for r in rows]),
-        "PGD starts at random, and with so few steps may not cross the ball:",
-        "",
-        *table(by_protocol, [(r["label"], accuracies(r, "pgd")) for r in rows]),
-        figure(args, "-ifgsm.png", "accuracy under I-FGSM"),
-        figure(args, "-pgd.png", "accuracy under PGD"),
-        "",
+    ]
+
+
+def attacked(rows: list[dict], args: argparse.Namespace) -> list[str]:
+    """Return the tables and figures of the protocol and of the strong attack."""
+    steps = {r["eps"]: r["steps"] for r in rows[0]["protocol"]["results"]}
+    columns = ["model", "none", *(f"{255 * e:.0f} ({steps[e]})" for e in RADII)]
+    lines = ["## The paper's protocol", "", "Radius (steps, by the paper's rule), step 1/255.", ""]
+    for name, words in (
+        ("ifgsm", "I-FGSM, from the image itself:"),
+        ("pgd", "PGD, from one random start; with so few steps it may not cross the ball:"),
+    ):
+        lines += [words, "", *table(columns, [(r["label"], accuracies(r, name)) for r in rows])]
+        lines += [f"![{words}]({path(args, f'-{name}.png').name})", ""]
+    robust = [(row["label"], row["strong"]) for row in rows]
+    return [
+        *lines,
         "## Strong attack",
         "",
         f"PGD with {STEPS} steps of an eighth of the radius and {len(STARTS)} random starts, the "
         "last with gradients through the solver's iterations; lost at one radius is lost at all "
         "larger ones:",
         "",
-        *table(
-            ["model", "none", *(f"{255 * e:.0f}" for e in STRONG)],
-            [(row["label"], row["strong"]) for row in rows],
-        ),
-        figure(args, "-strong.png", "accuracy under the strong attack"),
+        *table(["model", "none", *(f"{255 * e:.0f}" for e in STRONG)], robust),
+        f"![Strong PGD]({path(args, '-strong.png').name})",
         "",
+    ]
+
+
+def masking(rows: list[dict], moved: dict[float, dict]) -> list[str]:
+    """Return the tables that would show masked gradients."""
+    labels = [row["label"] for row in rows]
+    large = [(r["label"], [found["accuracy"] for found in r["large"]["results"]]) for r in rows]
+    lines = [
         "## Gradient masking?",
         "",
         "I-FGSM, 20 steps of a tenth of the radius. Nothing can withstand a radius of 255/255, "
         "within which every image is reached: accuracy that stays there would be masked gradients.",
         "",
-        *table(
-            ["model", *(f"{255 * e:.0f}" for e in LARGE)],
-            [(r["label"], [found["accuracy"] for found in r["large"]["results"]]) for r in rows],
-        ),
+        *table(["model", *(f"{255 * e:.0f}" for e in LARGE)], large),
         *warnings(rows),
         "",
         "Accuracy on images made for another model (strong PGD, one start; the row made them, the "
@@ -222,17 +226,24 @@ def markdown(rows: list[dict], moved: dict[float, dict], args: argparse.Namespac
         "",
     ]
     for eps, by_source in moved.items():
-        head = [f"made for, at {255 * eps:.0f}", *labels]
-        lines += table(head, [(s, [found[k] for k in labels]) for s, found in by_source.items()])
+        columns = [f"made for, at {255 * eps:.0f}", *labels]
+        lines += table(columns, [(s, [found[k] for k in labels]) for s, found in by_source.items()])
+    return lines
+
+
+def markdown(rows: list[dict], moved: dict[float, dict], args: argparse.Namespace) -> str:
+    """Return the report."""
     return "\n".join([
-        *lines,
+        *head(rows, args),
+        *attacked(rows, args),
+        *masking(rows, moved),
         "## Features",
         "",
         "t-SNE of what the orthogonal layer reads and returns, for clean images and under strong "
         "PGD with one start. It distorts distances: an illustration, and no evidence of "
         "robustness.",
         "",
-        figure(args, "-features.png", "features before and after the orthogonal layer"),
+        f"![Features before and after the orthogonal layer]({path(args, '-features.png').name})",
         "",
     ])  # fmt: skip
 
