@@ -68,9 +68,9 @@ class ICNN(Potential):
     gradient at :math:`c` alone, and at least :math:`\eta\|z - c\|^2`. The center's terms are
     recomputed at every call, so all of this holds at any stage of training.
 
-    The non-negative weights are :math:`U = \mathrm{softplus}(\cdot)` divided by the fan-in. Value and
-    gradient keep their precision at any distance from the center, for differences to the center are
-    carried through the layers. Biases start such that every unit bends around the center.
+    The non-negative weights are :math:`U = \mathrm{softplus}(\cdot)` divided by the fan-in. Biases
+    start such that every unit bends around the center. Differences to the center are carried
+    through the layers, so that value and gradient are accurate at any distance from it.
 
     Args:
         state_shape: shape of one state; ``n`` is its number of entries.
