@@ -60,7 +60,7 @@ def test_listing_a_plugin_of_the_readme_does_not_import_torch(site):
 
 
 def test_examples_of_the_readme_run(site):
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     code = (
         f"import os; os.chdir({str(site.path)!r})\n"
         + EXAMPLES[0]
@@ -78,6 +78,11 @@ def test_examples_of_the_readme_run(site):
     code += EXAMPLES[3] + (
         "assert 0 < logs['violations'] <= 1 and states.shape == (3, 8, 10)\n"
         "assert model.dynamics.vector_field.first.weight.grad.any()\n"
+    )
+    code += EXAMPLES[4] + (
+        "field = model.dynamics.vector_field\n"
+        "value = field.potential(states)\n"
+        "assert (value[1:] < value[:-1]).all() and field.potential.direct[0].weight.grad.any()\n"
     )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
