@@ -54,7 +54,9 @@ class StableStep(Integrator):
     :math:`2^{-k}` is taken that satisfies it, or of :math:`s = 2^{-k} h`, all candidates at once;
     where none does the state goes to the center (scaled), or stays (shortened). So ``V`` never
     rises, whatever its shape; but a scaled step may then jump over a ridge of ``V``. There is no
-    host synchronization. A state that is not finite, or whose field is not, never becomes finite.
+    host synchronization. Gradients take ``L``, and which candidate was taken, as given. With α = 0
+    a shortened step stands still where the field runs along a level set. A state that is not
+    finite, or whose field is not, never becomes finite.
 
     Args:
         step_size: the longest step ``h``, positive.
