@@ -202,6 +202,20 @@ def train(
     }
 
 
+@torch.no_grad()
+def rescale(plain: nn.Sequential, x: Tensor, norm: float) -> None:
+    """Give the features a mean norm, and change the classifier in no other way.
+
+    A state much longer than this turns the argument of the sine by more than its period, and the
+    field has no gradient to follow. ReLU commutes with the factor.
+    """
+    last = [m for m in plain[0].modules() if isinstance(m, nn.Linear)][-1]
+    factor = norm / plain[0](x).norm(dim=1).mean()
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
+    plain[-1].weight.div_(factor)
+
+
 def spectra(models: dict[str, nn.Module], x: Tensor) -> Figure:
     """Draw the eigenvalues of the field's Jacobian at the starts of some flows."""
     figure = Figure(figsize=(3.2 * len(models), 3.2), layout="constrained")
@@ -226,11 +240,12 @@ def markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str:
         f"Made with `{command}`; torch {torch.__version__}, {torch.get_num_threads()} thread(s).",
         "",
         f"Backbone `{args.backbone}`, {args.backbone_epochs} epochs with a linear layer, then "
-        f"frozen; width {args.width}, flow to time 5 by rk4 with steps of {args.step_size:g}. "
-        f"{args.epochs} epoch(s) at batches of 128 and Adam at {args.rate:g}; the phase of "
-        "stability one epoch at batches of 32, as released (where it took 15, and the backbone of "
-        f"MNIST was trained along in the phase of the features). Seed {args.seed}. Accuracy in "
-        f"%: clean on all test images, attacked on the first {args.images}, right before and "
+        f"frozen, its features scaled to a mean norm of {args.norm:g}; width {args.width}, flow to "
+        f"time 5 by rk4 with steps of {args.step_size:g}. {args.epochs} epoch(s) at batches of 128 "
+        f"and Adam at {args.rate:g}; the phase of stability one epoch at batches of 32, as "
+        "released (where it took 15, and the backbone of MNIST was trained along in the phase of "
+        f"the features). Seed {args.seed}. Accuracy in %: clean on all test images, attacked on "
+        f"the first {args.images}, right before and "
         "after. The paper's protocol on MNIST: FGSM, and PGD with 20 steps of "
         f"eps/3 from one random start, l-infinity, eps 0.3. Beyond it: PGD with {args.steps} steps "
         f"of eps/15 from {args.starts} starts; such images of the backbone with its linear layer, "
@@ -300,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=10, help="of the flows and their phases")
     parser.add_argument("--rate", type=float, default=1e-2, help="learning rate of the flows")
     parser.add_argument("--width", type=int, default=64, help="of the state")
+    parser.add_argument("--norm", type=float, default=8.0, help="mean norm of the features")
     parser.add_argument("--step-size", type=float, default=0.5, help="of the integrator")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--images", type=int, default=200, help="test images to attack")
@@ -323,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = stabnet.build(named, kind="backbone", in_shape=dataset.in_shape)
     plain = nn.Sequential(backbone, nn.ReLU(), nn.Linear(2 * args.width, dataset.num_outputs))
     rows = [train(PLAIN, plain, ["cross_entropy"], data, args)]
+    some, _ = next(iter(stabnet.data.loader(dataset.train, batch_size=1000)))
+    rescale(plain.eval(), some, args.norm)
     models: dict[str, nn.Module] = {}
     for label, objectives in FLOWS.items():
         torch.manual_seed(args.seed)

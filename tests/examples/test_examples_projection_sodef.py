@@ -41,6 +41,17 @@ def test_the_example_writes_its_tables_and_spectra(script, tmp_path):
     assert (tmp_path / "sodef-digits.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_features_are_rescaled_without_changing_the_classifier(script):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 6))
+    plain = nn.Sequential(backbone, nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(8, 3)
+    expected = plain(x)
+    script.rescale(plain, x, 4.0)
+    torch.testing.assert_close(backbone(x).norm(dim=1).mean(), torch.tensor(4.0))
+    torch.testing.assert_close(plain(x), expected)
+
+
 def test_a_gradient_that_is_hidden_is_found_out(script):
     class Hidden(nn.Module):
         """Class 1 where the first pixel is above one half, in steps that have no gradient."""

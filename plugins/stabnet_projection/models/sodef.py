@@ -46,6 +46,8 @@ def sodef(
         num_outputs: number of classes.
         backbone: computes features. It is meant to be trained already: give the module itself,
             built by stabnet so that the model can be saved, or a name with the option ``weights``.
+            Its features should have a norm near √width: a state many times longer turns the sine
+            by more than its period, and the penalties then find no slope to follow.
         frozen: whether the backbone keeps its weights and its statistics of batch normalization,
             and stays in eval mode; of a module, a copy is frozen. Gradients still pass through.
         width: size of the state.
