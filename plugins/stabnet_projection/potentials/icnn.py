@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -36,21 +36,29 @@ def smooth_relu(x: Tensor, width: float) -> tuple[Tensor, Tensor]:
     References:
         [LyaDEQ] (12); [MK] (13).
     """
-    slope = F.hardtanh(x / width, 0.0, 1.0)  # unlike clamp, with a derivative of one kernel
+    slope = _slope(x, width)
     return slope * torch.sub(x, slope, alpha=width / 2), slope
 
 
-def _cut(x: Tensor, step: Tensor, width: float) -> tuple[Tensor, Tensor]:
-    """Return the parts of steps that lie within the quadratic piece of the smooth ReLU, and above.
+def _slope(x: Tensor, width: float) -> Tensor:
+    """Return the derivative of the smooth ReLU; unlike clamp's, its own is a single kernel."""
+    return F.hardtanh(x / width, 0.0, 1.0)
 
-    Where both ends lie in one piece, the step itself enters and not the difference of two ends, so
-    that steps of any size keep their precision.
+
+class _Sweep(NamedTuple):
+    """What a forward and a reverse sweep through the network find, layer by layer.
+
+    Attributes:
+        inputs: what the smooth ReLU is applied to.
+        slopes: its derivatives.
+        shares: the derivatives of ``g`` by its values.
+        gradient: the derivative of ``g`` by the state.
     """
-    end = x + step
-    curved, end_curved = x.clamp(0, width), end.clamp(0, width)
-    within = torch.where((curved == x) & (end_curved == end), step, end_curved - curved)
-    above = (end - width).relu() - (x - width).relu()
-    return within, torch.where((x > width) & (end > width), step, above)
+
+    inputs: list[Tensor]
+    slopes: list[Tensor]
+    shares: list[Tensor]
+    gradient: Tensor
 
 
 @final
@@ -69,8 +77,8 @@ class ICNN(Potential):
     recomputed at every call, so all of this holds at any stage of training.
 
     The non-negative weights are :math:`U = \mathrm{softplus}(\cdot)` divided by the fan-in. Biases
-    start such that every unit bends around the center. Differences to the center are carried
-    through the layers, so that value and gradient are accurate at any distance from it.
+    start such that every unit bends around the center. What lies above the tangent plane there is
+    computed layer by layer, so that value and gradient are accurate at any distance from it.
 
     Args:
         state_shape: shape of one state; ``n`` is its number of entries.
@@ -143,55 +151,28 @@ class ICNN(Potential):
 
     def _evaluate(self, z: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         offset, c = offset_from(center_of(self, context), z, len(self.state_shape))
-        weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
-        at_center = self._activations(c, weights)
-        change, excesses, slopes = self._change(offset, at_center, weights)
-        gradient = self._reverse(slopes, weights)[0]
+        here, center = self._sweep(z.flatten(-len(self.state_shape))), self._sweep(c)
+        rise, gradient = self._above_tangent(here, center), here.gradient
         if self.tangent:
-            center_slopes = [smooth_relu(a, self.smoothing)[1] for a in at_center]
-            center_gradient, shares = self._reverse(center_slopes, weights)
-            gradient = gradient - center_gradient
-            # What the tangent plane leaves is what each layer's tangents leave; all are positive.
-            rises = [(s * e).sum(-1) for s, e in zip(shares, excesses, strict=True)]
-            change = sum(rises[1:], rises[0])
-        value, factor = smooth_relu(change, self.smoothing)
+            gradient = gradient - center.gradient
+        else:
+            rise = rise + (center.gradient * offset).sum(-1)
+        # At the center itself nothing may be left of the rounding of two sweeps.
+        rise = torch.where((offset == 0).all(-1), 0, rise)
+        value, factor = smooth_relu(rise, self.smoothing)
         value = value + self.eta * offset.square().sum(-1)
         gradient = factor[..., None] * gradient + 2 * self.eta * offset
         return value, gradient.unflatten(-1, self.state_shape)
 
-    def _activations(self, z: Float[Tensor, "... n"], weights: list[Tensor]) -> list[Tensor]:
-        """Return what each layer's smooth ReLU is applied to."""
-        inputs = [self.direct[0](z)]
+    def _sweep(self, z: Float[Tensor, "... n"]) -> _Sweep:
+        """Sweep through the network at flattened states."""
+        weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
+        inputs, slopes = [self.direct[0](z)], []
         for layer, U in zip(self.direct[1:], weights, strict=True):
-            q = smooth_relu(inputs[-1], self.smoothing)[0]
+            q, slope = smooth_relu(inputs[-1], self.smoothing)
+            slopes.append(slope)
             inputs.append(F.linear(q, U) + layer(z))
-        return inputs
-
-    def _change(
-        self, offset: Float[Tensor, "... n"], at_center: list[Tensor], weights: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Return ``g(z) − g(c)``, what it exceeds tangents by, layer by layer, and slopes at ``z``.
-
-        Differences are carried from layer to layer: near the center the difference of two values of
-        ``g`` would be nothing but their rounding.
-        """
-        change = offset
-        excesses: list[Tensor] = []
-        slopes: list[Tensor] = []
-        for a, layer, U in zip(at_center, self.direct, [None, *weights], strict=True):
-            step = F.linear(offset, cast(nn.Linear, layer).weight)
-            if U is not None:
-                step = step + F.linear(change, U)
-            within, above = _cut(a, step, self.smoothing)
-            slope, bend = a.clamp(0, self.smoothing) / self.smoothing, within / self.smoothing
-            change = within * (slope + bend / 2) + above
-            slopes.append(slope + bend)
-            if self.tangent:
-                excesses.append(within * bend / 2 + (above - slope * (step - within)))
-        return change[..., 0], excesses, slopes
-
-    def _reverse(self, slopes: list[Tensor], weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the derivatives of ``g`` by the state, and by each layer's ``q``."""
+        slopes.append(_slope(inputs[-1], self.smoothing))
         direct = [cast(nn.Linear, layer).weight for layer in self.direct]
         shares = [torch.ones_like(slopes[-1])]
         delta = slopes[-1]
@@ -200,7 +181,26 @@ class ICNN(Potential):
             shares.append(delta @ U)
             delta = slope * shares[-1]
             gradient = gradient + delta @ W
-        return gradient, shares[::-1]
+        return _Sweep(inputs, slopes, shares[::-1], gradient)
+
+    def _above_tangent(self, here: _Sweep, center: _Sweep) -> Float[Tensor, "..."]:
+        r"""Return :math:`g(z) - g(c) - \nabla g(c)^\top (z - c)`, accurate near the center.
+
+        It is what each layer's smooth ReLU leaves above its own tangent at the center,
+
+        .. math:: \sigma(a) - \sigma(a_c) - \sigma'(a_c)(a - a_c)
+                  = (s - s_c)(a - \tfrac d2 (s + s_c)) \ge 0, \qquad s = \sigma'(a),
+
+        times the derivative of ``g(c)`` by that layer. So the rounding of ``g`` does not enter,
+        which near the center outweighs the difference of two values.
+        """
+        parts = [
+            (share * ((s - s_c) * torch.sub(a, s + s_c, alpha=self.smoothing / 2))).sum(-1)
+            for a, s, s_c, share in zip(
+                here.inputs, here.slopes, center.slopes, center.shares, strict=True
+            )
+        ]
+        return sum(parts[1:], parts[0])
 
     def growth_bound(self) -> Float[Tensor, ""]:
         """Return ``η``; see :class:`stabnet.interfaces.BoundsGrowth`."""
