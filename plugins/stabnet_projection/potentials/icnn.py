@@ -151,7 +151,9 @@ class ICNN(Potential):
 
     def _evaluate(self, z: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         offset, c = offset_from(center_of(self, context), z, len(self.state_shape))
-        here, center = self._sweep(z.flatten(-len(self.state_shape))), self._sweep(c)
+        weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
+        here = self._sweep(z.flatten(-len(self.state_shape)), weights)
+        center = self._sweep(c, weights)
         rise, gradient = self._above_tangent(here, center), here.gradient
         if self.tangent:
             gradient = gradient - center.gradient
@@ -164,16 +166,16 @@ class ICNN(Potential):
         gradient = factor[..., None] * gradient + 2 * self.eta * offset
         return value, gradient.unflatten(-1, self.state_shape)
 
-    def _sweep(self, z: Float[Tensor, "... n"]) -> _Sweep:
+    def _sweep(self, z: Float[Tensor, "... n"], weights: list[Tensor]) -> _Sweep:
         """Sweep through the network at flattened states."""
-        weights = [F.softplus(raw) / raw.shape[1] for raw in self.positive]
-        inputs, slopes = [self.direct[0](z)], []
-        for layer, U in zip(self.direct[1:], weights, strict=True):
+        first, *others = self.direct
+        inputs, slopes = [first(z)], []
+        for layer, U in zip(others, weights, strict=True):
             q, slope = smooth_relu(inputs[-1], self.smoothing)
             slopes.append(slope)
             inputs.append(F.linear(q, U) + layer(z))
         slopes.append(_slope(inputs[-1], self.smoothing))
-        direct = [cast(nn.Linear, layer).weight for layer in self.direct]
+        direct = [cast(nn.Linear, layer).weight for layer in (first, *others)]
         shares = [torch.ones_like(slopes[-1])]
         delta = slopes[-1]
         gradient = delta @ direct[-1]
