@@ -349,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             in_shape=dataset.in_shape,
             num_outputs=dataset.num_outputs,
             backbone=backbone,
+            frozen=True,
             width=args.width,
             integrator={"name": "rk4", "step_size": args.step_size},
         )

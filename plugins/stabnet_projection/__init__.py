@@ -22,11 +22,10 @@ _LAZY = {
     "Quadratic": ".potentials.quadratic",
     "SODEFLoss": ".objectives.sodef",
     "SODEFStability": ".stability",
-    "SimplexHead": ".simplex_head",
     "SineField": ".fields.sine",
     "StableStep": ".stable_step",
     "TrajectoryMatching": ".objectives.trajectory_matching",
-    "class_vectors": ".simplex_head",
+    "class_vectors": ".simplex",
     "field_jacobian": ".stability",
     "lyadeq": ".models.lyadeq",
     "project": ".fields.projected",
@@ -50,7 +49,6 @@ __all__ = [
     "Quadratic",
     "SODEFLoss",
     "SODEFStability",
-    "SimplexHead",
     "SineField",
     "StableStep",
     "TrajectoryMatching",
@@ -158,7 +156,7 @@ def _register_physical_systems(registrar: stabnet.Registrar) -> None:
 
 
 def _register_sodef(registrar: stabnet.Registrar) -> None:
-    """Register SODEF: its field, its heads, its model and its objective."""
+    """Register SODEF: its field, its model and its objective."""
     registrar.vector_field(
         "sine",
         "stabnet_projection.fields.sine:SineField",
@@ -166,17 +164,10 @@ def _register_sodef(registrar: stabnet.Registrar) -> None:
         reference=references.SODEF,
         example={"state_shape": (4,), "feature_shape": (3,)},
     )
-    registrar.head(
-        "simplex",
-        "stabnet_projection.simplex_head:SimplexHead",
-        summary="fixed class vectors at equal, greatest distances",
-        reference=references.SODEF,
-        example={"in_features": 6, "num_outputs": 3},
-    )
     registrar.model(
         "sodef",
         "stabnet_projection.models.sodef:sodef",
-        summary="flow from the features of a frozen backbone, through an orthogonal layer",
+        summary="flow from the features of a backbone, through an orthogonal layer",
         reference=references.SODEF,
         example={
             "in_shape": (1, 8, 8),

@@ -19,8 +19,7 @@ from .potentials.energy import Energy as Energy
 from .potentials.icnn import ICNN as ICNN
 from .potentials.icnn import smooth_relu as smooth_relu
 from .potentials.quadratic import Quadratic as Quadratic
-from .simplex_head import SimplexHead as SimplexHead
-from .simplex_head import class_vectors as class_vectors
+from .simplex import class_vectors as class_vectors
 from .stability import SODEFStability as SODEFStability
 from .stability import field_jacobian as field_jacobian
 from .stability import sodef_stability as sodef_stability
@@ -39,7 +38,6 @@ __all__ = [
     "Quadratic",
     "SODEFLoss",
     "SODEFStability",
-    "SimplexHead",
     "SineField",
     "StableStep",
     "TrajectoryMatching",

@@ -27,7 +27,7 @@ def inputs(batch=6, dtype=torch.float32, seed=0):
 
 def model(seed=0, **options):
     torch.manual_seed(seed)
-    given = {"backbone": CONVNET, "width": 4, "time": 1.0, **options}
+    given = {"backbone": CONVNET, "frozen": True, "width": 4, "time": 1.0, **options}
     return stabnet.build("sodef", in_shape=(1, 8, 8), num_outputs=3, **given)
 
 
@@ -304,7 +304,7 @@ def test_a_model_on_a_trained_backbone_is_saved_and_loaded_exactly(tmp_path):
     with torch.no_grad():
         for _ in range(2):
             backbone(inputs()[0])  # moves the statistics
-    network = model(backbone=backbone, head="simplex")
+    network = model(backbone=backbone)
     train(network, objective())
     stabnet.save(network, tmp_path / "sodef.safetensors")
     loaded = stabnet.load(tmp_path / "sodef.safetensors")
@@ -333,6 +333,53 @@ def test_fit_trains_the_joint_form_and_every_phase(tmp_path):
         assert math.isfinite(fitted.test["loss"])
 
 
+def test_a_backbone_that_is_built_here_trains_unless_frozen():
+    """Frozen at random weights, it would leave nothing to learn of the inputs."""
+    network = stabnet.build(
+        "sodef", in_shape=(1, 8, 8), num_outputs=3, backbone=CONVNET, width=4, time=1.0
+    )
+    moved = train(network, objective())
+    assert any(n.startswith("backbone.backbone") for n in moved)
+
+
+def test_one_phase_after_the_other_on_a_trained_backbone_learns_and_keeps_what_was_learned(
+    tmp_path,
+):
+    x = 0.5 * torch.rand(150, 1, 8, 8, generator=generator())
+    y = torch.arange(150) % 3
+    x[torch.arange(150), 0, 2 * y] += 0.5  # a bright row tells the class
+    data = stabnet.data.split(stabnet.data.from_tensors(x, y, x[:60], y[:60]), 0.2)
+
+    def fit(module, loss, name, **options):
+        return stabnet.training.fit(
+            module,
+            data,
+            objective=loss,
+            batch_size=16,
+            learning_rate=1e-2,
+            run_dir=tmp_path / name,
+            device="cpu",
+            progress=False,
+            **options,
+        )
+
+    backbone = stabnet.build("mlp", kind="backbone", in_shape=(1, 8, 8), width=16)
+    fit(nn.Sequential(backbone, nn.Linear(16, 3)), "cross_entropy", "backbone", epochs=10)
+    network = model(backbone=backbone, width=8)
+    seen = [{n: t.clone() for n, t in network.state_dict().items()}]
+    for phase, epochs in (("features", 5), ("stability", 1), ("head", 10)):
+        loss = {"name": "sodef", "form": "phased", "phase": phase}
+        fitted = fit(network, loss, phase, epochs=epochs)
+        seen.append({n: t.clone() for n, t in network.state_dict().items()})
+    # A part keeps for good what its phase came to; the backbone, what it was given with.
+    for part, phase in (("backbone.backbone.", 0), ("backbone.feature_head.", 1), ("dynamics.", 2)):
+        names = [n for n in seen[0] if n.startswith(part)]
+        assert names
+        assert all(torch.equal(seen[phase][n], seen[-1][n]) for n in names)
+        assert phase == 0 or not all(torch.equal(seen[0][n], seen[-1][n]) for n in names)
+    assert fitted.test["accuracy"] > 0.9
+
+
 # What is refused
 
 
@@ -353,10 +400,34 @@ def test_options_that_cannot_be_are_refused(options):
         objective(**options)
 
 
+def test_a_backbone_that_is_none_or_takes_other_inputs_is_refused():
+    with pytest.raises(InvalidOptionError, match="Sequential says neither in_shape nor out_shape"):
+        model(backbone=nn.Sequential(nn.Flatten(), nn.Linear(64, 6)))
+    other = stabnet.build(CONVNET, kind="backbone", in_shape=(3, 8, 8))
+    with pytest.raises(InvalidOptionError, match=r"takes inputs of shape \(3, 8, 8\)"):
+        model(backbone=other)
+
+
 def test_a_state_wider_than_the_features_is_refused():
     with pytest.raises(InvalidOptionError, match="width=7 exceeds the 6 features"):
         model(width=7)
     assert model(width=7, feature_head="linear")(inputs()[0]).shape == (6, 3)
+
+
+@pytest.mark.parametrize(
+    ("phase", "options", "part"),
+    [
+        ("features", {"width": 6, "feature_head": "identity"}, "backbone with its feature_head"),
+        ("head", {"width": 3, "head": "identity"}, "head"),
+    ],
+)
+def test_a_phase_that_would_train_nothing_is_refused(phase, options, part):
+    network, loss = model(**options), objective(form="phased", phase=phase)
+    with pytest.raises(InvalidOptionError, match=f"the {part} has no parameter that requires"):
+        loss(network, *inputs())
+    with torch.no_grad():
+        assert loss(network, *inputs())[0].isfinite()
+    assert loss.eval()(network, *inputs())[0].isfinite()
 
 
 def test_a_model_without_flow_is_refused():

@@ -1,4 +1,4 @@
-"""SODEF: a frozen backbone, an orthogonal layer, a flow from there, and a linear head."""
+"""SODEF: a backbone, an orthogonal layer, a flow that starts there, and a linear head."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sodef(
     in_shape: Sequence[int] = (3, 32, 32),
     num_outputs: int = 10,
     backbone: Part = "resnet18",
-    frozen: bool = True,
+    frozen: bool = False,
     width: int = 64,
     feature_head: Part | None = None,
     vector_field: Part = "sine",
@@ -35,7 +35,7 @@ def sodef(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> StabilityModel:
-    """Build SODEF: a flow that starts at the features of a frozen backbone.
+    """Build SODEF: a flow that starts at the features of a backbone.
 
     Train it with the objective ``sodef``, which asks for a stable equilibrium at the start of the
     flow and enforces none: nothing is guaranteed, in the state or in the input. See
@@ -44,12 +44,14 @@ def sodef(
     Args:
         in_shape: shape of one input, channels first.
         num_outputs: number of classes.
-        backbone: computes features. It is meant to be trained already: give the module itself,
-            built by stabnet so that the model can be saved, or a name with the option ``weights``.
-            Its features should have a norm near √width: a state many times longer turns the sine
-            by more than its period, and the penalties then find no slope to follow.
+        backbone: computes features. To put SODEF on a trained one, give the module itself, built
+            by stabnet so that the model can be saved, or a name with the option ``weights``. Its
+            features should have a norm near √width: a state many times longer turns the sine by
+            more than its period, and the penalties then find no slope to follow.
         frozen: whether the backbone keeps its weights and its statistics of batch normalization,
-            and stays in eval mode; of a module, a copy is frozen. Gradients still pass through.
+            and stays in eval mode: for one that is trained already, of which a copy is frozen.
+            Gradients still pass through. The release freezes it on CIFAR-10, and trains it along
+            on MNIST; from random weights, nothing would be learned of the inputs.
         width: size of the state.
         feature_head: maps the raveled features to the start of the flow; ``None`` for
             ``orthogonal`` without bias, as released.
@@ -57,7 +59,7 @@ def sodef(
         integrator: carries it; ``None`` for ``rk4`` with steps of 0.1. Released: ``dopri5`` with
             tolerances 1e-5 (MNIST) or 1e-3 (CIFAR-10), and the adjoint.
         time: how long; 5 is the release's.
-        head: maps the final state to logits; ``"simplex"`` for fixed class vectors.
+        head: maps the final state to logits.
         mean: mean per channel, for normalization inside the model.
         std: standard deviation per channel.
 
@@ -65,17 +67,17 @@ def sodef(
         The model.
 
     Raises:
-        InvalidOptionError: for options out of range, or a state wider than the features, which an
-            orthogonal layer cannot fill.
+        InvalidOptionError: for options out of range, a backbone that is none or takes other inputs,
+            or a state wider than the features, which an orthogonal layer cannot fill.
 
     References:
         Kang, Song, Ding, Tay: "Stable neural ODE with Lyapunov-stable equilibrium points for
         defending against adversarial attacks", 2021; released code.
     """
     layer = {"name": "orthogonal", "bias": False} if feature_head is None else feature_head
-    start = SODEFStart(
-        stabnet.build(backbone, kind="backbone", in_shape=tuple(in_shape)), layer, width, frozen
-    )
+    features = stabnet.build(backbone, kind="backbone", in_shape=tuple(in_shape))
+    _check_backbone(features, tuple(in_shape))
+    start = SODEFStart(features, layer, width, frozen)
     field = stabnet.build(
         vector_field, kind="vector_field", state_shape=start.out_shape, feature_shape=()
     )
@@ -164,3 +166,21 @@ class SODEFStart(Backbone):
     def extra_repr(self) -> str:
         """Return whether the backbone is frozen."""
         return f"frozen={self.frozen}"
+
+
+def _check_backbone(backbone: Backbone, in_shape: tuple[int, ...]) -> None:
+    """Refuse a module that is no backbone, or one for other inputs.
+
+    Raises:
+        InvalidOptionError: if it is one of these.
+    """
+    if not (hasattr(backbone, "in_shape") and hasattr(backbone, "out_shape")):
+        raise InvalidOptionError(
+            f"the backbone {type(backbone).__name__} says neither in_shape nor out_shape; give a "
+            "stabnet.interfaces.Backbone, or a name"
+        )
+    if tuple(backbone.in_shape) != in_shape:
+        raise InvalidOptionError(
+            f"the backbone takes inputs of shape {tuple(backbone.in_shape)}, the model is to take "
+            f"{in_shape}; build the model with the backbone's in_shape"
+        )

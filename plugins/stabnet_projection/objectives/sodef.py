@@ -14,7 +14,7 @@ from stabnet.interfaces import Features, Objective
 from stabnet.robustness import eval_mode
 from stabnet.values import number, whole
 
-from ..simplex_head import class_vectors
+from ..simplex import class_vectors
 from ..stability import dominant, field_jacobian, flow_start
 
 __all__ = ["SODEFLoss"]
@@ -24,6 +24,13 @@ Phase = Literal["features", "stability", "head"]
 
 _WEIGHTS = {"joint": (1.0, 0.05, 0.05), "phased": (0.2, 10.0, 10.0)}
 """Of the speed, the diagonal and the dominance."""
+
+_TRAINED = {
+    "features": "backbone with its feature_head",
+    "stability": "vector field",
+    "head": "head",
+}
+"""What each phase trains, in words."""
 
 _LIMIT = 30.0
 """Where the exponential is continued by its Taylor polynomial."""
@@ -61,6 +68,10 @@ class SODEFLoss(Objective):
     penalized is asked for, not enforced, and only at the inputs of training; nothing of it speaks
     of perturbed inputs.
 
+    The dominance is of ``|J_ii|``, as printed, also where ``J_ii`` is positive: there it rewards a
+    larger one. In the joint form, with equal weights, descent on a positive ``J_ii`` alone ends at
+    half of ``Σ_{j≠i} |J_ij|``, not below zero.
+
     An exponential is continued by its Taylor polynomial of order 2 where its exponent exceeds 30,
     so that a very unstable field gives a large gradient instead of an infinite loss; ``extended``
     logs how often.
@@ -68,8 +79,8 @@ class SODEFLoss(Objective):
     In a phase the gradient reaches the parameters named above and no other; what is not trained is
     in eval mode there. :func:`stabnet.training.fit` keeps the epoch of the best accuracy, and the
     accuracy that the model has in the phase ``"stability"``, before its head is trained, says
-    nothing: train that phase for a single epoch. In several processes, freeze what a phase does
-    not train.
+    nothing: train that phase by calls of a single epoch each (the release took 15 on MNIST). In
+    several processes, freeze what a phase does not train.
 
     Args:
         form: the paper's or the release's.
@@ -138,7 +149,7 @@ class SODEFLoss(Objective):
             Jacobians that are ``dominant``, and the share of exponentials that were ``extended``.
 
         Raises:
-            InvalidOptionError: if the model is not such.
+            InvalidOptionError: if the model is not such, or has nothing to train in the phase.
             InvalidInputError: for labels that do not fit.
         """
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
@@ -162,6 +173,12 @@ class SODEFLoss(Objective):
             logs["nfe"] = torch.full((), float(solution.nfe), device=loss.device)
         else:
             loss, logs = self._joint(model, flow, x, y)
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            part = "model" if self.phase is None else _TRAINED[self.phase]
+            raise InvalidOptionError(
+                f"the {part} has no parameter that requires a gradient, so there is nothing to "
+                "train here; leave this phase out, or unfreeze what it trains"
+            )
         return loss, {"loss": loss.detach(), **logs}
 
     def _joint(
@@ -251,7 +268,7 @@ class _Known(nn.Module):
 def _check_phase(form: str, phase: str | None) -> None:
     if form not in _WEIGHTS:
         raise InvalidOptionError(f"form={form!r} is unknown; it is 'joint' or 'phased'")
-    phases = (None,) if form == "joint" else ("features", "stability", "head")
+    phases: tuple[str | None, ...] = (None,) if form == "joint" else tuple(_TRAINED)
     if phase not in phases:
         wanted = (
             "no phase" if form == "joint" else f"one of the phases {', '.join(map(str, phases))}"

@@ -1,17 +1,15 @@
-"""The head whose class vectors are fixed, as far from each other as they can be."""
+"""Fixed class vectors, as far from each other as they can be."""
 
 from __future__ import annotations
 
-from typing import final
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from stabnet import InvalidOptionError
 from stabnet.values import whole
 
-__all__ = ["SimplexHead", "class_vectors"]
+__all__ = ["class_vectors"]
 
 
 def class_vectors(num_outputs: int, in_features: int) -> Float[Tensor, "classes features"]:
@@ -22,12 +20,19 @@ def class_vectors(num_outputs: int, in_features: int) -> Float[Tensor, "classes 
     so that every two classes are at the distance :math:`\sqrt{2C/(C-1)}`, the greatest that the
     closest two of ``C`` unit vectors can have. They lie in the first ``C − 1`` coordinates.
 
+    The released SODEF trains its features against such vectors. Its own come from a search for the
+    greatest distance, of which the simplex is the solution up to rotation; unit length is a choice
+    of ours.
+
     Args:
         num_outputs: number of classes ``C``, at least 2.
         in_features: size of the space, at least ``C − 1``.
 
     Raises:
         InvalidOptionError: for fewer classes, or a space without room for the simplex.
+
+    References:
+        Kang, Song, Ding, Tay 2021; released code.
     """
     classes = whole("num_outputs", num_outputs, 2)
     if whole("in_features", in_features, 1) < classes - 1:
@@ -43,37 +48,3 @@ def class_vectors(num_outputs: int, in_features: int) -> Float[Tensor, "classes 
     vectors = torch.zeros(classes, in_features, dtype=torch.float64)
     vectors[:, : classes - 1] = corners
     return vectors.to(torch.get_default_dtype())
-
-
-@final
-class SimplexHead(nn.Module):
-    r"""A linear layer :math:`z \mapsto V z` with fixed class vectors, see :func:`class_vectors`.
-
-    There is nothing to train. The released SODEF trains its features against such a layer; its
-    matrix comes from a search for the greatest distance, of which the simplex is the solution up
-    to rotation. Unit length is a choice of ours.
-
-    Args:
-        in_features: size of the state, at least ``num_outputs − 1``.
-        num_outputs: number of classes, at least 2.
-
-    Raises:
-        InvalidOptionError: if there is no room for the class vectors.
-
-    References:
-        Kang, Song, Ding, Tay 2021; released code.
-    """
-
-    weight: Tensor
-
-    def __init__(self, in_features: int, num_outputs: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", class_vectors(num_outputs, in_features))
-
-    def forward(self, z: Float[Tensor, "batch n"]) -> Float[Tensor, "batch outputs"]:
-        """Return the outputs for states ``(batch, in_features)``."""
-        return z @ self.weight.T
-
-    def affine(self) -> tuple[Tensor, Tensor | None]:
-        """Return ``(V, None)``, so that boxes pass through; see :func:`stabnet.bounds.interval`."""
-        return self.weight, None
