@@ -23,7 +23,7 @@ class _Wavy(Potential):
 
 
 class _Run(nn.Module):
-    """Two steps of a field, at plain-number times."""
+    """A step of a field, at plain-number times."""
 
     def __init__(self, field, step) -> None:
         super().__init__()
@@ -31,7 +31,19 @@ class _Run(nn.Module):
 
     def forward(self, t, z, u):
         """Return the last state; ``t`` is as a field takes it, and is not used."""
-        return self.step(self.field, z, (0.0, 0.6), u).states[-1]
+        return self.step(self.field, z, (0.0, 0.3), u).states[-1]
+
+
+class _AtZero(nn.Module):
+    """A part at time zero: export has no inputs that a program does not use."""
+
+    def __init__(self, part) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, z, u):
+        """Return what the part does."""
+        return self.part(0.0, z, u)
 
 
 SCHEMES = {
@@ -119,7 +131,7 @@ def test_functional_call_and_grad_give_the_gradients_of_the_parameters(part, pot
 
 @pytest.mark.parametrize(
     ("part", "potential"),
-    [("field", "icnn"), ("scaled", "icnn"), ("shortened", "wavy"), ("rk4", "wavy")],
+    [("field", "icnn"), ("shortened", "icnn"), ("scaled", "wavy")],
 )
 def test_compiles_as_one_graph_with_gradients(part, potential):
     module, (z, u) = _part(part, potential), _inputs()
@@ -135,16 +147,24 @@ def test_compiles_as_one_graph_with_gradients(part, potential):
         assert a is None or torch.allclose(a, b)
 
 
-@all_parts
-@pytest.mark.parametrize("center", ["features", "potential"])
+@pytest.mark.parametrize(
+    ("part", "center"),
+    [
+        ("field", "features"),
+        ("field", "potential"),
+        ("scaled", "features"),
+        ("shortened", "potential"),
+        ("rk4", "features"),
+    ],
+)
 def test_exports_with_any_batch(part, center):
     module, (z, u) = _part(part, "icnn", center).eval(), _inputs()
     batch = torch.export.Dim("batch", min=2, max=100)
-    shapes = {"t": None, "z": {0: batch}, "u": {0: batch}}
-    exported = torch.export.export(module, (0.0, z, u), dynamic_shapes=shapes).module()
-    torch.testing.assert_close(exported(0.0, z, u), module(0.0, z, u))
+    shapes = {"z": {0: batch}, "u": {0: batch}}
+    exported = torch.export.export(_AtZero(module), (z, u), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(exported(z, u), module(0.0, z, u))
     z, u = _inputs(9)
-    torch.testing.assert_close(exported(0.0, z, u), module(0.0, z, u))
+    torch.testing.assert_close(exported(z, u), module(0.0, z, u))
 
 
 def _model(scheme: str) -> stabnet.StabilityModel:
@@ -179,9 +199,8 @@ def _context(model, x):
     return model.dynamics.vector_field.context(model.features(x))
 
 
-@pytest.mark.parametrize("scheme", ["scaled", "shortened"])
-def test_a_model_that_flows_along_the_field_compiles_and_exports(scheme):
-    model, x = _model(scheme), torch.randn(5, 4, dtype=torch.float64)
+def test_a_model_that_flows_along_the_field_compiles_and_exports():
+    model, x = _model("scaled"), torch.randn(5, 4, dtype=torch.float64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
     batch = torch.export.Dim("batch", min=2, max=100)
