@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,21 @@ from torch import nn
 
 pytest.importorskip("torchattacks", reason="the attacks come with the extra 'attacks'")
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "sodef.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture(scope="module")
-def script():
-    """Return the script as a module, imported from its file as nothing else may import it."""
-    spec = importlib.util.spec_from_file_location("example_sodef", SCRIPT)
+def load(name):
+    """Return a script as a module, imported from its file as nothing else may import it."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sodef_attacks", load("sodef_attacks"))
+    return load("sodef")
 
 
 def test_the_example_writes_its_tables_and_spectra(script, tmp_path):
@@ -83,3 +89,31 @@ def test_a_gradient_that_is_hidden_is_found_out(script):
     assert found["accuracy"]["0.2"]["all"] == 0
     assert any("transfer fools" in sign for sign in found["masking"])
     assert any("input gradient that is exactly zero" in sign for sign in found["masking"])
+
+
+def test_a_single_step_that_finds_more_than_many_is_a_sign_of_masking(script):
+    """Iterating from a random start is held against the single step too."""
+
+    class Wave(nn.Module):
+        """Wrong beyond a distance that a full step reaches, with a slope back to the image."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            d = (x.flatten(1)[:, :1] - 0.5).abs()
+            margin = torch.where(d < 0.02, 1 - d, torch.where(d < 0.18, 0.5 + d, -d))
+            return self.scale * torch.cat([-margin, margin], 1)
+
+    class Options:
+        eps, steps, starts, queries, seed = (0.2,), 3, 1, 1, 0
+
+    x = torch.full((100, 1, 4, 4), 0.501)
+    y = torch.ones(100, dtype=torch.int64)
+    wave = Wave()
+    found = script.robustness(wave, wave, [(x, y)], Options)
+    left = found["accuracy"]["0.2"]
+    assert left["FGSM"] == 0
+    assert left["PGD, restarts"] > 0.5
+    assert any("a single step leaves 0.0%" in sign for sign in found["masking"])
