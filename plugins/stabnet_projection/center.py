@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stabnet import InvalidOptionError
-from stabnet.interfaces import Context, Potential, lift_features
+from stabnet.interfaces import Context, Potential
 
 __all__ = ["center_of", "offset_from", "point"]
 
@@ -57,11 +57,11 @@ def offset_from(center: Tensor, z: Tensor, state_ndim: int) -> tuple[Tensor, Ten
 
     Args:
         center: a single state, or one per sample, ``(batch, *state_shape)``.
-        z: states ``(*batch, *state_shape)``.
+        z: states ``(batch, *state_shape)``, with any further dimensions between the two.
         state_ndim: number of dimensions of one state.
     """
     c = center.to(z.dtype)
-    if c.ndim > state_ndim:
-        c = lift_features(c, z, state_ndim)
+    if c.ndim > state_ndim:  # one per sample, for all of the states of that sample
+        c = c[(slice(None), *[None] * (z.ndim - c.ndim))]
     flat = c.flatten(-state_ndim)
     return z.flatten(-state_ndim) - flat, flat

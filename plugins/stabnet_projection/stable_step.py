@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeGuard, final
 
 import torch
 from jaxtyping import Float
@@ -120,7 +120,7 @@ class StableStep(Integrator):
         Raises:
             InvalidInputError: for another field, or times that are not as described.
         """
-        if not isinstance(vector_field, Descends):
+        if not _descends(vector_field):
             raise InvalidInputError(
                 f"stable_step needs a field that descends a potential, such as 'projected'; "
                 f"{type(vector_field).__name__} names none. For other fields take 'rk4'"
@@ -132,12 +132,14 @@ class StableStep(Integrator):
                 f"decays; got decreasing times {list(map(float, times))}"
             )
         context = vector_field.context(u)
+        # What is constant along the way is computed once.
         smoothness = _smoothness(vector_field) if self.scheme == "shortened" else None
+        alpha = vector_field.alpha
         z, states, nfe = z0, [z0], 0
         for interval in steps:
             for t, h in interval:
                 if self.scheme == "scaled":
-                    z, spent = self._scaled(vector_field, context, t, z, h, u)
+                    z, spent = self._scaled(vector_field, context, alpha, t, z, h, u)
                 else:
                     z, spent = self._shortened(vector_field, context, smoothness, t, z, h, u), 1
                 nfe += spent
@@ -148,6 +150,7 @@ class StableStep(Integrator):
         self,
         field: Descends,
         context: Context,
+        alpha: float | Tensor,
         t: float | Tensor,
         z: Tensor,
         h: float | Tensor,
@@ -164,7 +167,7 @@ class StableStep(Integrator):
             span = torch.stack([torch.as_tensor(t), t + h]) if isinstance(h, Tensor) else (t, t + h)
             trajectory = self.integrator(field, z, span, u)
             y, spent = trajectory.states[-1], trajectory.nfe
-        decay = torch.as_tensor(-field.alpha * h, dtype=value.dtype, device=z.device).exp()
+        decay = torch.as_tensor(-alpha * h, dtype=value.dtype, device=z.device).exp()
         target, reached = decay * value, potential(y, context)
         descends = reached <= target
         offset, center = offset_from(center_of(potential, context), y, ndim)
@@ -239,6 +242,14 @@ class StableStep(Integrator):
     def extra_repr(self) -> str:
         """Return the options."""
         return f"step_size={self.step_size}, scheme={self.scheme!r}"
+
+
+def _descends(field: RightHandSide) -> TypeGuard[Descends]:
+    """Return whether a field descends a potential.
+
+    An ``isinstance`` would evaluate its attributes, and older compilers take it for false.
+    """
+    return hasattr(field, "descent")
 
 
 def _smoothness(field: Descends) -> Tensor | None:

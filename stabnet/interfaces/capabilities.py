@@ -141,11 +141,14 @@ class Descends(Protocol):
 
     Attributes:
         potential: ``V``.
-        alpha: the rate ``α``, not negative.
     """
 
     potential: Potential
-    alpha: float
+
+    @property
+    def alpha(self) -> float | Tensor:
+        """The rate ``α``, not negative: a number, or a 0-dimensional tensor without gradient."""
+        ...
 
     def context(self, u: Features = None) -> Context:
         """Return what ``V`` is evaluated with at these features; its center is always set."""

@@ -28,7 +28,10 @@ def check_center(
         InvalidOptionError: if it is neither, or features of another shape than a state's.
     """
     if center not in ("potential", "features"):
-        raise InvalidOptionError(f"center={center!r} is unknown; it is 'potential' or 'features'")
+        raise InvalidOptionError(
+            f"center={center!r} is unknown; it is 'potential' or 'features'. A point is an option "
+            "of the potential, as in {'name': 'icnn', 'center': [...]}"
+        )
     if center == "features" and tuple(feature_shape) != tuple(state_shape):
         raise InvalidOptionError(
             f"center='features' needs features that are states, of shape {tuple(state_shape)}; "

@@ -78,10 +78,13 @@ class NegativeGradientField(VectorField):
         )
 
     @property
-    def alpha(self) -> float:
-        """The rate ``gη`` for a convex potential that bounds its growth as it stands, else 0."""
+    def alpha(self) -> float | Tensor:
+        """The rate ``gη`` for a convex potential that bounds its growth as it stands, else 0.
+
+        A 0-dimensional tensor without gradient, which is not read from its device.
+        """
         if self.potential.convex and isinstance(self.potential, BoundsGrowth):
-            return self.gain * float(self.potential.growth_bound())
+            return self.gain * self.potential.growth_bound()
         return 0.0
 
     def forward(
@@ -105,7 +108,8 @@ class NegativeGradientField(VectorField):
         check_state(z, self.state_shape)
         context, ndim = self.context(u), len(self.state_shape)
         features = context.features
-        if features is not None and features.ndim > len(self.feature_shape) and z.ndim == ndim + 2:
+        samples = features is not None and features.ndim > len(self.feature_shape)
+        if features is not None and samples and z.ndim == ndim + 2 and len(features) != 1:
             # The gradient at a state depends on the features: each gets a state of its own.
             z = z.expand(len(features), *z.shape[1:])
         value, gradient = self.potential.value_and_gradient(z, context)
@@ -115,7 +119,7 @@ class NegativeGradientField(VectorField):
     def guarantees(self) -> list[Guarantee]:
         """Return the decay of the potential along exact trajectories, and contraction if convex."""
         decay = descent_guarantees(
-            self.potential, self.alpha, source="dV/dt = −g‖∇V‖², and convexity for the rate"
+            self.potential, float(self.alpha), source="dV/dt = −g‖∇V‖², and convexity for the rate"
         )
         if not self.potential.convex:
             return decay

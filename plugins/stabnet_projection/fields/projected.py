@@ -174,7 +174,7 @@ class ProjectedField(VectorField):
         """Return the field, less its value at the center if that is wanted."""
         ndim = len(self.state_shape)
         if z.ndim == ndim:  # one state, as under vmap; fields take batches
-            batched = pytree.tree_map(lambda part: part[None], u)
+            batched = pytree.tree_map_only(Tensor, lambda part: part[None], u)
             return self._centered(t, z[None], batched, context)[0]
         field: Tensor = self.vector_field(t, z, u)
         if not self.centered:

@@ -30,8 +30,9 @@ def double_well(z: Float[Tensor, "N *shape"]) -> Float[Tensor, " N"]:
     It is least at :math:`(\pm 1, 0, \dots)`, each of which may be the center, and has a saddle at
     the origin: no field can descend it from everywhere to one center.
     """
-    first, others = z.flatten(1).split([1, z[0].numel() - 1], dim=1)
-    well: Tensor = ((first - 1) * (first + 1)).square().sum(1) / 4
+    flat = z.flatten(1)
+    first, others = flat[:, 0], flat[:, 1:]
+    well: Tensor = ((first - 1) * (first + 1)).square() / 4
     rest: Tensor = others.square().sum(1) / 2
     return well + rest
 
