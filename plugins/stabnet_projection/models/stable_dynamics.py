@@ -39,17 +39,21 @@ def stable_dynamics(
     far, convert the trained model and its inputs to float64, ``model.double()``.
 
     A convex Lyapunov function and a global exponential rate are **assumptions about the system**:
-    all of its states go to one equilibrium, and nowhere slower than at the rate. The field is
-    exact where they hold; where they do not, it is wrong by what it takes to satisfy them.
+    all of its states go to one equilibrium, and nowhere slower than at the rate. Where they do not
+    hold, the field is wrong by what it takes to satisfy them. The potential matters too: near its
+    center an ``icnn`` is :math:`\eta \|z\|^2` up to fourth order, which the true field of an
+    oscillator may well not descend. So ``eta`` and ``smoothing`` are small here against states of
+    order 1; ``quadratic`` is free in that respect, and has no shape but its matrix.
 
     Args:
         in_shape: shape of one state.
         num_outputs: the number of entries of a state, as the training data have it; it follows
             from ``in_shape`` and is never another.
         vector_field: the field, of the state alone. ``None`` for ``projected`` with an ``mlp`` of
-            two hidden layers of 64, an ``icnn`` with the tangent plane subtracted, likewise, both
-            about an equilibrium at the origin, and a rate of 0.01. Set them with ``{"name":
-            "projected", "alpha": …, "potential": {"name": "icnn", "center": …}}``.
+            two hidden layers of 64; an ``icnn`` of two such layers with its tangent plane
+            subtracted, ``eta`` 0.001 and ``smoothing`` 0.2; an equilibrium at the origin; and a
+            rate of 0.01. Set them with ``{"name": "projected", "alpha": …, "potential": {"name":
+            "icnn", "center": …}}``.
         integrator: carries the state; ``None`` for steps of 0.1 with ``rk4``, within
             ``stable_step`` for a field that descends a potential, which then never rises from
             step to step.
@@ -98,7 +102,13 @@ def _projected() -> dict[str, Any]:
     return {
         "name": "projected",
         "vector_field": {"name": "mlp", "hidden": [64, 64]},
-        "potential": {"name": "icnn", "hidden": [64, 64], "tangent": True},
+        "potential": {
+            "name": "icnn",
+            "hidden": [64, 64],
+            "tangent": True,
+            "eta": 1e-3,
+            "smoothing": 0.2,
+        },
         "alpha": 0.01,
     }
 

@@ -38,8 +38,9 @@ class TrajectoryMatching(Objective):
     optimization and the gaps constraints; with neural networks it is common to start at the data.)
 
     Short segments keep the loss smooth where trajectories diverge, and are integrated in parallel,
-    as one batch; long ones are matched in what matters, the accumulated error. A segment starts at
-    ``t = 0``, so the field should not depend on time.
+    as one batch (a shorter last one in full, and what is beyond the data dropped); long ones are
+    matched in what matters, the accumulated error. A segment starts at ``t = 0``, so the field
+    should not depend on time.
 
     Args:
         interval: the time :math:`\Delta` between observations.
