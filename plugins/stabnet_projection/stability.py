@@ -1,4 +1,4 @@
-"""Whether flows start at stable equilibria: Jacobians of fields, and a count on given inputs."""
+"""What fields are like where flows start: Jacobians, and a count on given inputs."""
 
 from __future__ import annotations
 
@@ -93,9 +93,12 @@ def dominant(
 @final
 @dataclass(frozen=True)
 class SODEFStability:
-    """How often flows start near a stable equilibrium: evidence on the inputs given, no proof.
+    """How often flows start slowly and at a Hurwitz Jacobian: evidence on the inputs given.
 
-    Of other inputs nothing is known, and nothing of robustness in the input.
+    Only where the speed is exactly zero is that a stable equilibrium. A small speed does not even
+    place one nearby: Newton's step ``J⁻¹F`` to it is long where ``J`` is nearly singular, and a
+    field that is small everywhere is slow everywhere. Of other inputs nothing is known, and nothing
+    of robustness in the input.
 
     Attributes:
         samples: how many inputs there were.
@@ -108,7 +111,7 @@ class SODEFStability:
         hurwitz: share whose eigenvalues, as computed, are all in the open left half plane.
         abscissa: the mean of the largest real part of an eigenvalue.
         largest_abscissa: the largest.
-        stable: share that is both still and Hurwitz.
+        stable: share that is both still, within the tolerance, and Hurwitz.
     """
 
     samples: int
@@ -126,8 +129,9 @@ class SODEFStability:
     def guarantee(self) -> Guarantee:
         """Return the finding as a statement, whose status is ``sampled``."""
         return Guarantee(
-            claim="shares of the inputs given whose flow starts near a stable equilibrium, in the "
-            "state; nothing is said of other inputs, or of robustness in the input",
+            claim="shares of the inputs given whose flow starts slowly and at a Hurwitz Jacobian, "
+            "of which only the speed zero is a stable equilibrium of the state; nothing is said of "
+            "other inputs, or of robustness in the input",
             formula=f"‖F(z(0))‖ ≤ {self.tolerance:g} and Re λ(∂F/∂z (z(0))) < 0",
             source="Kang et al. 2021; Gershgorin's circles",
             status="sampled",
@@ -142,7 +146,7 @@ class SODEFStability:
 def sodef_stability(
     model: StabilityModel, x: Float[Tensor, "samples ..."], *, tolerance: float = 1e-2
 ) -> SODEFStability:
-    """Count on given inputs how often the flow starts near a stable equilibrium.
+    """Count on given inputs how often the flow starts slowly and at a Hurwitz Jacobian.
 
     The model is in eval mode, and its modules' modes are restored. Field, Jacobian and eigenvalues
     are computed in float64, from the start as the model computes it.

@@ -55,6 +55,23 @@ def test_a_hurwitz_matrix_need_not_be_dominant():
     assert (found.negative, found.dominant, found.hurwitz) == (1, 0, 1)
 
 
+def test_a_slow_start_is_not_called_near_an_equilibrium():
+    """The equilibrium is more than 50 norms of the start away, by Newton's step."""
+    network = model(1e-4 * torch.eye(4))
+    linear = network.dynamics.vector_field.linear
+    with torch.no_grad():
+        linear.bias += 5e-3
+    x = torch.zeros(2, 1, 8, 8)
+    found = projection.sodef_stability(network, x)
+    assert (found.still, found.hurwitz, found.stable) == (1, 1, 1)
+    with torch.no_grad():
+        start, velocity = network.features(x), network.velocity(0.0, network.features(x))
+    assert (velocity.norm(dim=1) / 1e-4 > 50 * start.norm(dim=1)).all()
+    statement = found.guarantee()
+    assert "near" not in statement.claim
+    assert "only the speed zero" in statement.claim
+
+
 def test_counting_leaves_modes_and_weights_alone():
     network = model().train()
     before = {n: t.clone() for n, t in network.state_dict().items()}
