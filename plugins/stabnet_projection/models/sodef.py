@@ -149,7 +149,7 @@ class SODEFStart(Backbone):
                 status="conditional",
                 assumptions=("the field is continuously differentiable and autonomous",),
                 detail="open: both conditions. Training penalizes their violation and enforces "
-                "neither; sodef_stability counts where they hold. They cannot hold along a curve "
+                "neither; sodef_stability counts how often. They cannot both hold along a curve "
                 "of starts, since an equilibrium with a nonsingular Jacobian is isolated",
             ),
             Guarantee(
