@@ -144,7 +144,8 @@ class PointProjection(Block):
                 source="Manek & Kolter 2019, (10); Chu et al. 2023, (8)",
                 status="by construction" if convex else "conditional",
                 assumptions=(
-                    "V is at least 0, and 0 at its center",
+                    "V is at least 0, and 0 at its center"
+                    + (", and convex, as it says" if convex else ""),
                     "exact arithmetic, up to rounding",
                 ),
                 detail=""

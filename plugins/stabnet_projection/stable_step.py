@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeGuard, final
 
@@ -39,8 +40,8 @@ class StableStep(Integrator):
     .. math:: z^+ = c + \gamma (y - c), \qquad \gamma = \min(1, e^{-\alpha h} V(z) / V(y)),
 
     so that :math:`V(z^+) \le e^{-\alpha h} V(z)` for a convex potential, as the exact flow
-    satisfies. Where ``T`` has order p, so has the scaled step. ``scheme="shortened"``: an Euler
-    step :math:`z^+ = z + s F(z)`,
+    satisfies. Where ``T`` has order p, so has the step scaled by this γ. ``scheme="shortened"``: an
+    Euler step :math:`z^+ = z + s F(z)`,
 
     .. math:: s = \min\left(h, \frac{2\theta\,(-\nabla V^\top F)}{L \|F\|^2}\right), \qquad
               V(z^+) \le V(z) + (1 - \theta)\,s\,\nabla V^\top F
@@ -54,9 +55,9 @@ class StableStep(Integrator):
     :math:`2^{-k}` is taken that satisfies it, or of :math:`s = 2^{-k} h`, all candidates at once;
     where none does the state goes to the center (scaled), or stays (shortened). So ``V`` never
     rises, whatever its shape; but a scaled step may then jump over a ridge of ``V``. There is no
-    host synchronization. Gradients take ``L``, and which candidate was taken, as given. With α = 0
-    a shortened step stands still where the field runs along a level set. A state that is not
-    finite, or whose field is not, never becomes finite.
+    host synchronization. Gradients take α, ``L``, and which candidate was taken, as given. With
+    α = 0 a shortened step stands still where the field runs along a level set, and with an infinite
+    ``L`` everywhere. A state that is not finite, or whose field is not, never becomes finite.
 
     Args:
         step_size: the longest step ``h``, positive.
@@ -167,8 +168,9 @@ class StableStep(Integrator):
             span = torch.stack([torch.as_tensor(t), t + h]) if isinstance(h, Tensor) else (t, t + h)
             trajectory = self.integrator(field, z, span, u)
             y, spent = trajectory.states[-1], trajectory.nfe
-        decay = torch.as_tensor(-alpha * h, dtype=value.dtype, device=z.device).exp()
-        target, reached = decay * value, potential(y, context)
+        exponent = -alpha * h
+        decay = exponent.exp() if isinstance(exponent, Tensor) else math.exp(exponent)
+        target, reached = value * decay, potential(y, context)
         descends = reached <= target
         offset, center = offset_from(center_of(potential, context), y, ndim)
         gamma = torch.where(descends, 1, target / torch.where(descends, 1, reached))
@@ -198,7 +200,7 @@ class StableStep(Integrator):
         potential, ndim = field.potential, len(field.potential.state_shape)
         velocity, value, rate = field.descent(t, z, u)
         rate = rate.clamp_max(0)  # by rounding, or at a critical point, it may be above
-        step = torch.as_tensor(h, dtype=value.dtype, device=z.device).expand_as(value)
+        step = torch.ones_like(value) * h
         flat = velocity.flatten(-ndim)
         if smoothness is not None:
             speed = flat.square().sum(-1) * smoothness.to(z.dtype)

@@ -71,7 +71,9 @@ def descent_guarantees(
         source: paper and equation of the field.
         assumptions: what the field needs besides.
     """
-    formula = f"∇V(z)ᵀF(t, z, u) ≤ −{alpha:g}·V(z), hence V(z(t)) ≤ V(z(0)) e^(−{alpha:g} t)"
+    formula = "∇V(z)ᵀF(t, z, u) ≤ 0, hence V(z(t)) ≤ V(z(0))"
+    if alpha > 0:
+        formula = f"∇V(z)ᵀF(t, z, u) ≤ −{alpha:g}·V(z), hence V(z(t)) ≤ V(z(0)) e^(−{alpha:g} t)"
     assumptions = (
         *assumptions,
         "exact arithmetic, up to rounding",
@@ -80,7 +82,8 @@ def descent_guarantees(
     grows = isinstance(potential, BoundsGrowth)
     if isinstance(potential, BoundsGrowth):
         eta = float(potential.growth_bound())
-        formula += f", ‖z(t) − c‖ ≤ √(V(z(0))/{eta:.3g}) e^(−{alpha:g} t/2)"
+        formula += f", ‖z(t) − c‖ ≤ √(V(z(0))/{eta:.3g})"
+        formula += f" e^(−{alpha:g} t/2)" if alpha > 0 else ""
     gap = ""
     if not potential.convex:
         gap = "that V is positive, and has no critical point, besides the center"

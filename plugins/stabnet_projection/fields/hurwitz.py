@@ -198,8 +198,8 @@ class HurwitzField(VectorField):
         ]
 
     def extra_repr(self) -> str:
-        """Return the rate, and what the center is."""
-        return f"rate={self.rate}, center={self.center!r}"
+        """Return the rate, and whether the center is the features."""
+        return f"rate={self.rate}" + (", center='features'" if self.center == "features" else "")
 
 
 def _square(matrix: Any, n: int) -> Float[Tensor, "n n"]:

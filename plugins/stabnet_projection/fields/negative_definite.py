@@ -182,5 +182,5 @@ class NegativeDefiniteField(VectorField):
         ]
 
     def extra_repr(self) -> str:
-        """Return the rate, and what the center is."""
-        return f"rate={self.rate}, center={self.center!r}"
+        """Return the rate, and whether the center is the features."""
+        return f"rate={self.rate}" + (", center='features'" if self.center == "features" else "")

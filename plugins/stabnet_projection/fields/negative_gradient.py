@@ -131,7 +131,11 @@ class NegativeGradientField(VectorField):
                 formula="(F(z) − F(z′))ᵀ(z − z′) ≤ 0, hence ‖z(t) − z′(t)‖ ≤ ‖z(0) − z′(0)‖",
                 source="the gradient of a convex function is monotone; [SNN] (11), (13)",
                 status="by construction",
-                assumptions=("exact arithmetic, up to rounding", "the flow is exact"),
+                assumptions=(
+                    "V is convex, as it says",
+                    "exact arithmetic, up to rounding",
+                    "the flow is exact",
+                ),
             ),
         ]
 
