@@ -51,7 +51,6 @@ def train(
     """Train a model by one objective after the other, and return its row of the table."""
     cpu, plain = time.process_time(), label == PLAIN
     for index, objective in enumerate(objectives):
-        # fit keeps the epoch of the best accuracy, which means nothing before the head is trained.
         stability = isinstance(objective, dict) and objective.get("phase") == "stability"
         fitted = stabnet.training.fit(
             model,

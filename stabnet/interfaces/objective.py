@@ -18,10 +18,13 @@ class Objective(nn.Module, ABC):
         dynamics: the dynamics it needs, ``"any"``, ``"flow"`` or ``"equilibrium"``; training
             refuses a model without it.
         task: whether targets are class labels or values.
+        metric: what training judges an epoch by, on the validation set: the highest ``"accuracy"``
+            or the lowest ``"loss"``; ``None`` for the accuracy of labels and the loss of values.
     """
 
     dynamics: Literal["any", "flow", "equilibrium"] = "any"
     task: Literal["classification", "regression"] = "classification"
+    metric: Literal["accuracy", "loss"] | None = None
 
     @abstractmethod
     def forward(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from accelerate import Accelerator
@@ -153,7 +153,10 @@ class _Training:
     tensorboard: bool
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.objective.task)
+        by_task: Literal["accuracy", "loss"] = (
+            "accuracy" if self.objective.task == "classification" else "loss"
+        )
+        self.ledger = Ledger(self.objective.metric or by_task)
 
     def begin(self, resuming: bool) -> None:
         """Load the checkpoint, or write the first one."""

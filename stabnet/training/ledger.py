@@ -18,14 +18,12 @@ class Ledger:
     """Keeps the history and the weights of the best validation epoch.
 
     Args:
-        task: for classification the highest accuracy is best, and of equals the lowest loss; for
-            regression the lowest loss. Of epochs equal in that, the last.
+        metric: the highest accuracy is best, and of equals the lowest loss; or the lowest loss. Of
+            epochs equal in that, the last.
     """
 
-    def __init__(self, task: str) -> None:
-        self.metric: Literal["accuracy", "loss"] = (
-            "accuracy" if task == "classification" else "loss"
-        )
+    def __init__(self, metric: Literal["accuracy", "loss"]) -> None:
+        self.metric = metric
         self.history: list[Mapping[str, float]] = []
         self.best_epoch = 0
         self.best_value = math.nan

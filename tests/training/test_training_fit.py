@@ -306,6 +306,15 @@ def test_regression_keeps_the_lowest_validation_loss(tmp_path):
     assert "Test loss" in result.report.read_text()
 
 
+def test_an_objective_says_what_its_epochs_are_judged_by(tmp_path):
+    class ByLoss(Loss):
+        metric = "loss"
+
+    result = train(tmp_path / "run", objective=ByLoss())
+    losses = [r["validation_loss"] for r in result.history]
+    assert (result.metric, result.best_validation) == ("loss", min(losses))
+
+
 def test_of_epochs_equal_on_the_validation_set_the_last_is_kept(tmp_path):
     class ZeroOutsideTraining(SquaredLoss):
         def forward(self, model, x, y):

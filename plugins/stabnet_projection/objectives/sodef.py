@@ -77,9 +77,8 @@ class SODEFLoss(Objective):
     logs how often.
 
     In a phase the gradient reaches the parameters named above and no other; what is not trained is
-    in eval mode there. :func:`stabnet.training.fit` keeps the epoch of the best accuracy, and the
-    accuracy that the model has in the phase ``"stability"``, before its head is trained, says
-    nothing: train that phase by calls of a single epoch each (the release took 15 on MNIST). In
+    in eval mode there. Training judges the phase ``"stability"``, whose head may not be trained
+    yet, by its loss (the release gives it 15 epochs on MNIST). In
     several processes, freeze what a phase does not train.
 
     Args:
@@ -124,6 +123,8 @@ class SODEFLoss(Objective):
                 "belong to phase 'stability'"
             )
         self.form, self.phase = form, phase
+        if phase == "stability":
+            self.metric = "loss"
         self.weights = tuple(
             default if value is None else number(name, value, least=0)
             for (name, value), default in zip(given.items(), _WEIGHTS[form], strict=True)
