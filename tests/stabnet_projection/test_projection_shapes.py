@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from stabnet_projection import StableStep
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stabnet
 
@@ -70,3 +71,33 @@ def test_steps_of_a_negative_gradient_compile_though_its_rate_depends_on_paramet
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(z), run(z))
+
+
+class _Transfers(TorchDispatchMode):
+    """Counts numbers that are read from tensors, and tensors that are made of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        self.count += operator in (aten._local_scalar_dense.default, aten.lift_fresh.default)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scheme", ["scaled", "shortened"])
+@pytest.mark.parametrize("potential", ["icnn", "quadratic", "energy"])
+@all_fields
+def test_more_steps_move_no_more_numbers_between_host_and_device(name, potential, scheme):
+    options = {}
+    if name in ("projected", "negative_gradient"):
+        energy = {"name": "energy", "function": "quartic"}
+        options["potential"] = energy if potential == "energy" else potential
+    field, z = _field(name, **options), _normal(5, 3)
+    counts = []
+    for end in (0.25, 1.0):
+        with _Transfers() as transfers:
+            StableStep(0.25, scheme)(field, z, (0.0, end))
+        counts.append(transfers.count)
+    assert counts[0] == counts[1] <= 1
