@@ -42,7 +42,7 @@ MULTIPLE_SHOOTING = """@article{bock1984multiple,
 SODEF = """@inproceedings{kang2021stable,
   title = {Stable Neural {ODE} with {L}yapunov-Stable Equilibrium Points for Defending Against
            Adversarial Attacks},
-  author = {Kang, Qiyu and Song, Yang and Ding, Qinxu and Tay, Wee Peng},
+  author = {Kang, Qiyu and Song, Yang and Ding, Qinxu and Tay, W. P.},
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2021}
 }"""
