@@ -173,7 +173,10 @@ class StableStep(Integrator):
         target, reached = value * decay, potential(y, context)
         descends = reached <= target
         offset, center = offset_from(center_of(potential, context), y, ndim)
-        gamma = torch.where(descends, 1, target / torch.where(descends, 1, reached))
+        # Scaled by V(y), which may be tiny, the derivatives of the quotient stay in range.
+        size = torch.where(descends | reached.isinf(), 1, reached.detach())
+        gamma = (target / size) / torch.where(descends, 1, reached / size)
+        gamma = torch.where(descends, 1, gamma)
         if not potential.convex:
             halves = self._halves(target)[1:]
             grid = torch.cat([1 - halves, halves]).expand(*gamma.shape, -1)
@@ -203,9 +206,13 @@ class StableStep(Integrator):
         step = torch.ones_like(value) * h
         flat = velocity.flatten(-ndim)
         if smoothness is not None:
-            speed = flat.square().sum(-1) * smoothness.to(z.dtype)
+            # Scaled by its largest entry, the speed and its derivatives stay in range.
+            largest = flat.detach().abs().amax(-1)
+            largest = torch.where(largest > 0, largest, 1)
+            speed = (flat / largest[..., None]).square().sum(-1) * smoothness.to(z.dtype)
             moves = speed > 0
-            allowed = 2 * self.theta * -rate / torch.where(moves, speed, 1)
+            descent = 2 * self.theta * -rate / largest / largest
+            allowed = descent / torch.where(moves, speed, 1)
             step = torch.where(moves, torch.minimum(step, allowed), step)
         else:
             shares = step[..., None] * self._halves(step)

@@ -73,6 +73,17 @@ def test_steps_of_a_negative_gradient_compile_though_its_rate_depends_on_paramet
     torch.testing.assert_close(compiled(z), run(z))
 
 
+@pytest.mark.parametrize("scheme", ["scaled", "shortened"])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-20, 1e-15, 1e15])
+@all_fields
+def test_gradients_are_finite_at_any_distance_from_the_center(name, scheme, size):
+    """In float32, which has no squares of the smallest of these."""
+    field, z = _field(name).float(), (size * _normal(5, 3)).float().requires_grad_()
+    end = StableStep(0.5, scheme)(field, z, (0.0, 1.0)).states[-1]
+    gradients = torch.autograd.grad(end.sum(), [z, *field.parameters()], allow_unused=True)
+    assert all(g is None or bool(g.isfinite().all()) for g in gradients)
+
+
 class _Transfers(TorchDispatchMode):
     """Counts numbers that are read from tensors, and tensors that are made of numbers."""
 
