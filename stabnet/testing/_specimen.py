@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import PluginError
 from ..interfaces import Context, Potential, Solution
 from ..plugin import Entry, build, entries
-from ._stand_ins import CLASSES, IMAGE, AffineMap, Oscillator, contraction, stand_in_model
+from ._stand_ins import CLASSES, AffineMap, Oscillator, contraction, stand_in_model, stand_in_system
 
 __all__ = ["MODULES", "TIMES", "Specimen", "build_part", "potential_context", "specimen"]
 
@@ -197,9 +197,10 @@ def _solver(entry: Entry, part: Any, draw: _Draw) -> Built:
 
 
 def _objective(entry: Entry, part: Any, draw: _Draw) -> Built:
-    model = stand_in_model(part.dynamics).to(draw.dtype).eval()
+    states = part.inputs == "states"
+    model = (stand_in_system() if states else stand_in_model(part.dynamics)).to(draw.dtype).eval()
     y = draw.labels() if part.task == "classification" else draw.normal(CLASSES)
-    return (draw.uniform(*IMAGE), y), lambda part, x, y: part(model, x, y)[0]
+    return (draw.uniform(*model.in_shape), y), lambda part, x, y: part(model, x, y)[0]
 
 
 _CALLS: dict[str, Callable[[Entry, Any, _Draw], Built]] = {

@@ -34,7 +34,15 @@ from ..interfaces import (
 )
 from ..model import StabilityModel
 
-__all__ = ["CLASSES", "IMAGE", "AffineMap", "Oscillator", "contraction", "stand_in_model"]
+__all__ = [
+    "CLASSES",
+    "IMAGE",
+    "AffineMap",
+    "Oscillator",
+    "contraction",
+    "stand_in_model",
+    "stand_in_system",
+]
 
 IMAGE = (1, 4, 4)
 """Shape of the stand-in model's images."""
@@ -226,3 +234,31 @@ def stand_in_model(dynamics: Literal["any", "flow", "equilibrium"] = "any") -> S
         Flow(_Field(), _Euler()) if dynamics == "flow" else Equilibrium(_Cell(), _Picard())
     )
     return StabilityModel(IMAGE, CLASSES, _Backbone(), inner, nn.Linear(_SIZE, CLASSES))
+
+
+@final
+class _States(Backbone):
+    """The states themselves."""
+
+    in_shape, out_shape = (CLASSES,), (CLASSES,)
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        return x
+
+
+@final
+class _Autonomous(VectorField):
+    state_shape, feature_shape = (CLASSES,), ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(contraction(CLASSES, torch.zeros(())))
+
+    def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
+        return torch.tanh(z @ self.weight.T) - z
+
+
+def stand_in_system() -> StabilityModel:
+    """Return a tiny system of states ``(3,)``, which are its inputs and its outputs."""
+    flow = Flow(_Autonomous(), _Euler(), "features")
+    return StabilityModel((CLASSES,), CLASSES, _States(), flow, nn.Identity())

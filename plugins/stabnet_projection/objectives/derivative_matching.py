@@ -36,6 +36,7 @@ class DerivativeMatching(Objective):
     """
 
     dynamics: Literal["any", "flow", "equilibrium"] = "flow"
+    inputs: Literal["any", "states"] = "states"
     task: Literal["classification", "regression"] = "regression"
     scale: Tensor | None
 

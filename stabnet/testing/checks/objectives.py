@@ -1,4 +1,4 @@
-"""Checks of objectives, on a tiny classifier."""
+"""Checks of objectives, on a tiny classifier or system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...plugin import Entry
 from .._numbers import gradient_fault
 from .._outcome import require
 from .._specimen import specimen
-from .._stand_ins import CLASSES, IMAGE, stand_in_model
+from .._stand_ins import CLASSES, stand_in_model, stand_in_system
 
 __all__ = ["check_objective"]
 
@@ -17,11 +17,13 @@ __all__ = ["check_objective"]
 def check_objective(entry: Entry) -> None:
     """The loss is a scalar whose gradient reaches the model; what is logged is detached."""
     part = specimen(entry, dtype=torch.float64).part
-    model = stand_in_model(getattr(part, "dynamics", "any")).double()
+    states = getattr(part, "inputs", "any") == "states"
+    model = stand_in_system() if states else stand_in_model(getattr(part, "dynamics", "any"))
+    model = model.double()
     model.head.eval()
     modes = [m.training for m in model.modules()]
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(3, *IMAGE, generator=generator, dtype=torch.float64)
+    x = torch.rand(3, *model.in_shape, generator=generator, dtype=torch.float64)
     labels = torch.tensor([0, 2, 1])
     y = labels if getattr(part, "task", "") == "classification" else torch.eye(CLASSES).double()
     loss, logs = part(model, x, y)
