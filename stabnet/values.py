@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 from .errors import InvalidOptionError
 
-__all__ = ["flag", "number", "whole"]
+__all__ = ["flag", "number", "shape", "whole"]
+
+
+_LARGEST = sys.float_info.max
 
 
 def number(
@@ -33,7 +38,8 @@ def number(
         InvalidOptionError: for anything else.
     """
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if real and math.isfinite(value) and value > above and value >= least and value < below:
+    # Compared rather than asked of math.isfinite, which fails for integers beyond all floats.
+    if real and -_LARGEST <= value <= _LARGEST and value > above and least <= value < below:
         return float(value)
     bounds = (("above", above), ("at least", least), ("below", below))
     wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
@@ -60,3 +66,16 @@ def flag(name: str, value: bool) -> bool:
     if isinstance(value, bool):
         return value
     raise InvalidOptionError(f"{name}={value!r} must be True or False")
+
+
+def shape(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one sample, without the batch, which has one dimension at least.
+
+    Raises:
+        InvalidOptionError: if it is empty or holds anything but positive whole numbers.
+    """
+    if isinstance(sizes, Sequence) and not isinstance(sizes, str) and len(sizes):
+        return tuple(whole(f"each entry of {name}", size, 1) for size in sizes)
+    raise InvalidOptionError(
+        f"{name} is the shape of one sample without the batch, such as (64,); got {sizes!r}"
+    )

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 import stabnet
 
-__all__ = ["image_shape", "nonnegative", "positive", "positive_int", "positive_ints", "shape"]
+__all__ = ["image_shape", "nonnegative", "positive", "positive_int", "positive_ints"]
 
 
 def positive_int(option: str, value: int) -> int:
@@ -59,20 +59,6 @@ def nonnegative(option: str, value: float) -> float:
 
 def _is_finite(value: float) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
-
-
-def shape(option: str, value: Sequence[int]) -> tuple[int, ...]:
-    """Return ``value`` as the shape of one sample, which has at least one dimension.
-
-    Raises:
-        InvalidOptionError: if it is empty or holds anything but positive whole numbers.
-    """
-    sizes = positive_ints(option, value)
-    if not sizes:
-        raise stabnet.InvalidOptionError(
-            f"{option} is the shape of one sample without the batch, such as (64,); got {value!r}"
-        )
-    return sizes
 
 
 def image_shape(part: str, in_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
 from stabnet.interfaces import Context, Descent, Features, Guarantee, VectorField
-from stabnet.values import number
+from stabnet.values import number, shape
 
 from ..center import center_of, offset_from
 from ..potentials.quadratic import Quadratic
@@ -79,7 +79,8 @@ class HurwitzField(VectorField):
         matrix: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape or ())
+        self.state_shape = shape("state_shape", state_shape)
+        self.feature_shape = tuple(feature_shape or ())
         self.rate = number("rate", rate, above=0)
         self.alpha = 2 * self.rate
         self.center, at = split_center(center, self.state_shape, self.feature_shape)

@@ -20,7 +20,7 @@ from stabnet.interfaces import (
     VectorField,
     lift_features,
 )
-from stabnet.values import number, whole
+from stabnet.values import number, shape, whole
 
 from ..center import center_of, offset_from
 from .descent import descent_guarantees, field_context
@@ -86,7 +86,8 @@ class NegativeDefiniteField(VectorField):
             raise InvalidOptionError(
                 "hidden=() is empty; give one width of a hidden layer at least"
             )
-        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape or ())
+        self.state_shape = shape("state_shape", state_shape)
+        self.feature_shape = tuple(feature_shape or ())
         self.rate = number("rate", rate, above=0)
         self.alpha = 2 * self.rate
         self.center, at = split_center(center, self.state_shape, self.feature_shape)

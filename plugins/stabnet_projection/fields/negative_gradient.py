@@ -18,7 +18,7 @@ from stabnet.interfaces import (
     Potential,
     VectorField,
 )
-from stabnet.values import number
+from stabnet.values import number, shape
 
 from .descent import check_center, descent_guarantees, field_context
 from .equilibrium import check_state, driving_features
@@ -70,7 +70,8 @@ class NegativeGradientField(VectorField):
         center: Literal["potential", "features"] = "potential",
     ) -> None:
         super().__init__()
-        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape or ())
+        self.state_shape = shape("state_shape", state_shape)
+        self.feature_shape = tuple(feature_shape or ())
         self.gain = number("gain", gain, above=0)
         self.center = check_center(center, self.state_shape, self.feature_shape)
         self.potential: Potential = stabnet.build(

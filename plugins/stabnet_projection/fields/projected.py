@@ -20,7 +20,7 @@ from stabnet.interfaces import (
     VectorField,
     lift_features,
 )
-from stabnet.values import flag, number
+from stabnet.values import flag, number, shape
 
 from ..center import center_of
 from .descent import check_center, descent_guarantees, field_context
@@ -115,7 +115,8 @@ class ProjectedField(VectorField):
         center: Literal["potential", "features"] = "potential",
     ) -> None:
         super().__init__()
-        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape or ())
+        self.state_shape = shape("state_shape", state_shape)
+        self.feature_shape = tuple(feature_shape or ())
         self.alpha = number("alpha", alpha, least=0)
         self.centered = flag("centered", centered)
         self.center = check_center(center, self.state_shape, self.feature_shape)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stabnet import InvalidInputError
 from stabnet.interfaces import Features, VectorField, lift_features
+from stabnet.values import shape
 
 __all__ = ["SineField"]
 
@@ -40,7 +41,8 @@ class SineField(VectorField):
         self, state_shape: Sequence[int], feature_shape: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        self.state_shape, self.feature_shape = tuple(state_shape), tuple(feature_shape or ())
+        self.state_shape = shape("state_shape", state_shape)
+        self.feature_shape = tuple(feature_shape or ())
         size = math.prod(self.state_shape)
         self.linear = nn.Linear(size, size)
         self.drive = (

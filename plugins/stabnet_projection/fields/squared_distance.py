@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stabnet.interfaces import Context, Potential
+from stabnet.values import shape
 
 from ..center import center_of, offset_from, point
 
@@ -34,7 +35,7 @@ class SquaredDistance(Potential):
 
     def __init__(self, state_shape: Sequence[int], center: Sequence[Any] | None = None) -> None:
         super().__init__()
-        self.state_shape = tuple(state_shape)
+        self.state_shape = shape("state_shape", state_shape)
         self.register_buffer("center", point(center, self.state_shape))
 
     def forward(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
 from stabnet.interfaces import Context, Potential
-from stabnet.values import flag
+from stabnet.values import flag, shape
 
 from ..center import center_of, offset_from, point
 
@@ -113,7 +113,7 @@ class Energy(Potential):
         convex: bool = False,
     ) -> None:
         super().__init__()
-        self.state_shape = tuple(state_shape)
+        self.state_shape = shape("state_shape", state_shape)
         self.function = _function(function, self.state_shape)
         own = point(center, self.state_shape)
         if isinstance(self.function, nn.Module):

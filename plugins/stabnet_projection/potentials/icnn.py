@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
 from stabnet.interfaces import Context, Potential
-from stabnet.values import flag, number, whole
+from stabnet.values import flag, number, shape, whole
 
 from ..center import center_of, offset_from, point
 from .spectrum import ROUNDING, norm_bound
@@ -114,7 +114,7 @@ class ICNN(Potential):
             raise InvalidOptionError(
                 "hidden=() is empty; give one width of a hidden layer at least"
             )
-        self.state_shape = tuple(state_shape)
+        self.state_shape = shape("state_shape", state_shape)
         self.eta = number("eta", eta, above=0)
         self.smoothing = number("smoothing", smoothing, above=0)
         self.tangent = flag("tangent", tangent)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet.interfaces import Context, Potential
-from stabnet.values import number
+from stabnet.values import number, shape
 
 from ..center import center_of, offset_from, point
 from .spectrum import ROUNDING, gram_bounds
@@ -54,7 +54,7 @@ class Quadratic(Potential):
         center: Sequence[Any] | None = None,
     ) -> None:
         super().__init__()
-        self.state_shape = tuple(state_shape)
+        self.state_shape = shape("state_shape", state_shape)
         self.eta = number("eta", eta, above=0)
         self.register_buffer("center", point(center, self.state_shape))
         self.factor = nn.Parameter(torch.eye(math.prod(self.state_shape)))

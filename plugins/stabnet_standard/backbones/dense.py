@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .._checks import positive_int, positive_ints, shape
+from stabnet.values import shape
+
+from .._checks import positive_int, positive_ints
 from .._layers import dense
 from .standard_backbone import StandardBackbone
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import stabnet
 from stabnet.interfaces import Features, VectorField, lift_features
+from stabnet.values import shape
 
-from .._checks import positive_int, positive_ints, shape
+from .._checks import positive_int, positive_ints
 from .._layers import activation as activation_layer
 from ._inputs import check_state, checked_features, feature_sizes, time_direction
 

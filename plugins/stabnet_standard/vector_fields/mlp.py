@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet.interfaces import Features, VectorField, lift_features
+from stabnet.values import shape
 
-from .._checks import positive_ints, shape
+from .._checks import positive_ints
 from .._layers import activation as activation_layer
 from .._layers import dense
 from ._inputs import check_state, checked_features, feature_sizes, time_direction
