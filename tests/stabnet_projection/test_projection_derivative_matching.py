@@ -166,3 +166,8 @@ def test_a_model_whose_inputs_are_no_states_is_refused(name):
     )
     with pytest.raises(InvalidOptionError, match="inputs are the states that its flow moves"):
         objective()(model, *pairs(3, 0))
+
+
+def test_a_batch_without_samples_is_refused_since_its_mean_is_none():
+    with pytest.raises(InvalidInputError, match="no derivatives; a mean needs at least one"):
+        objective()(linear_model(), torch.zeros(0, 2).double(), torch.zeros(0, 2).double())

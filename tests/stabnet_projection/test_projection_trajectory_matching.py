@@ -200,3 +200,18 @@ def test_a_model_without_a_flow_is_refused():
     )
     with pytest.raises(InvalidOptionError, match="dynamics is one Flow"):
         objective()(model, torch.zeros(3, 2), torch.zeros(3, 4, 2))
+
+
+@pytest.mark.parametrize("segment", [None, 2])
+def test_a_batch_without_samples_is_refused_since_its_mean_is_none(segment):
+    x, y = trajectories(1, 5)
+    with pytest.raises(InvalidInputError, match="no observations; a mean needs at least one"):
+        objective(segment=segment)(linear_model(), x[:0], y[:0])
+
+
+@pytest.mark.parametrize("segment", [None, 2])
+def test_observations_in_double_precision_fit_a_model_in_single(segment):
+    x, y = trajectories(4, 5, noise=0.1)
+    expected, _ = objective(segment=segment)(linear_model(A + 0.1), x, y)
+    loss, _ = objective(segment=segment)(linear_model(A + 0.1).float(), x.float(), y)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)

@@ -66,8 +66,10 @@ def check_target(y: Tensor, wanted: tuple[int | str, ...], what: str) -> None:
     """Check the shape of targets, in which a text stands for any positive number.
 
     Raises:
-        InvalidInputError: for another shape, or whole numbers.
+        InvalidInputError: for another shape, whole numbers, or a batch without samples.
     """
+    if y.shape[:1] == (0,):
+        raise InvalidInputError(f"the batch has no {what}; a mean needs at least one sample")
     fits = y.ndim == len(wanted) and all(
         size >= 1 if isinstance(want, str) else size == want
         for size, want in zip(y.shape, wanted, strict=True)

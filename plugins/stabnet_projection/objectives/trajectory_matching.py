@@ -129,7 +129,7 @@ class TrajectoryMatching(Objective):
         if length == observed.shape[1]:
             return x
         model_of_states(model, "trajectory_matching with several segments")
-        later = observed[:, length - 1 : -1 : length].unflatten(2, model.in_shape)
+        later = observed[:, length - 1 : -1 : length].unflatten(2, model.in_shape).to(x)
         return torch.cat([x[:, None], later], 1).flatten(0, 1)
 
     def _shoot(
