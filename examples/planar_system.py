@@ -142,6 +142,7 @@ def measure(model: stabnet.StabilityModel, args: argparse.Namespace) -> dict:
     if isinstance(field, stabnet.interfaces.Descends):
         own = rises(velocity, field.potential.value_and_gradient(far)[1])
     ends = model.solve(grid(args.starts, FAR), times=(0.0, args.time)).state.norm(dim=1)
+    ends = ends.nan_to_num(nan=torch.inf)
     return {
         "error inside": rms(model.velocity(0.0, near) - system(near)) / rms(system(near)),
         "at least": None if bound is None else bound / rms(system(near)),
@@ -206,13 +207,31 @@ def table(rows: list[dict]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (names, ["---"] * len(names), *cells)]
 
 
+def verdict(rows: list[dict]) -> list[str]:
+    """Return what came out, field by field, over the seeds."""
+    plain = {row["seed"]: row["error inside"] for row in rows if row["field"] == "mlp"}
+    lines = []
+    for name in FIELDS:
+        own = [row for row in rows if row["field"] == name]
+        span = {
+            which: " to ".join(f"{pick(row[which] for row in own):.3g}" for pick in (min, max))
+            for which in ("error inside", "error outside", "not returned", "farthest end")
+        }
+        closer = sum(row["error inside"] < plain[row["seed"]] for row in own)
+        against = "" if name == "mlp" else f", below the `mlp` for {closer} of {len(own)} seeds"
+        lines.append(
+            f"- `{name}`: error {span['error inside']} inside{against}; {span['error outside']} "
+            f"outside; a share of {span['not returned']} not returned, the farthest end at "
+            f"{span['farthest end']}."
+        )
+    return lines
+
+
 def markdown(rows: list[dict], command: str, args: argparse.Namespace) -> str:
     """Return the table, and how to read it."""
     return "\n".join([
-        "# A nonlinear system of the plane",
-        "",
-        f"Made with `{command}`; torch {torch.__version__}, {torch.get_num_threads()} thread(s).",
-        "",
+        "# A nonlinear system of the plane\n",
+        f"Made with `{command}`; torch {torch.__version__}, {torch.get_num_threads()} thread(s).\n",
         f"{args.train} states with entries up to {REACH:g}, their derivatives with noise of "
         f"standard deviation {args.noise:g}, {args.epochs} epochs. Errors are root mean squares of "
         "the derivative, relative to that of the system's, over that square, and over the one up "
@@ -221,23 +240,22 @@ def markdown(rows: list[dict], command: str, args: argparse.Namespace) -> str:
         "two columns are shares of states outside: where the field raises its own potential (it "
         "never may), and where it raises the Lyapunov function of the system, which it does not "
         f"know. Of {args.starts**2} starts up to {FAR:g}, a share has *not returned* to within "
-        f"{CLOSE:g} of the origin by time {args.time:g}; *farthest end* is the largest distance.",
-        "",
+        f"{CLOSE:g} of the origin by time {args.time:g}; *farthest end* is the largest distance.\n",
         *table(rows),
-        "",
-        "![phase portraits](planar-system.png)",
-        "",
+        "\n![phase portraits](planar-system.png)\n",
         "Above the square of the training states, below all that is looked at, with the level sets "
-        "of the potential that comes with each field.",
+        "of the potential that comes with each field.\n",
+        "How to read it. *At least* is what the constraint costs inside the square, and what the "
+        "error is above it is left to fitting. The bound of `projected` is that of the potential "
+        "it learned, and a better one may lower it; the system is not of the kind of "
+        "`negative_definite` and `negative_gradient`, and nothing takes their bounds away. This "
+        "buys what no data can: the potentials of these three fall at every state, also where "
+        "there were no data, and along the exact flow all states tend to the origin. The `mlp` has "
+        "no bound, and promises nothing: whether its states return, and how far from the origin "
+        "they end, is as the run had it. Stability says where states go, not how they get there: "
+        "the errors outside tell how accurate a field is where it saw nothing.",
         "",
-        "How to read it. `projected` learns the system's own potential well enough to fit it, if "
-        "not as closely as the plain `mlp`, which is freer. What the constraint costs inside the "
-        "square buys what no data can: the potential decays at every state, also where there were "
-        "none, and all trajectories tend to the origin itself. If the `mlp` lets them return, "
-        "that is nothing it promises, and they come to rest beside the origin. `negative_definite` "
-        "and `negative_gradient` are as safe as `projected`, but this system is not of their kind, "
-        "which alone costs most of their error. Outside the square no field is accurate: stability "
-        "says where states go, not how they get there.",
+        *verdict(rows),
         "",
     ])  # fmt: skip
 

@@ -119,7 +119,7 @@ def unavoidable(circles: int = 200, points: int = 3600) -> tuple[float, float]:
     return radius[least.argmax(), 0].item(), least.max().item()
 
 
-def measure(model: stabnet.StabilityModel, side: int) -> tuple[dict, Guarantee]:
+def measure(model: stabnet.StabilityModel, side: int) -> tuple[dict, Guarantee | None]:
     """Return the errors of a field and their lower bounds, and what its potential says."""
     potential, alpha = model.dynamics.vector_field.potential, FIELD["alpha"]
     x = window(side)
@@ -130,6 +130,7 @@ def measure(model: stabnet.StabilityModel, side: int) -> tuple[dict, Guarantee]:
     least = relu((slope * f).sum(1) + alpha * value) / slope.norm(dim=1)
     at_saddle, slope_there = potential.value_and_gradient(SADDLE)
     ring = SADDLE + unavoidable()[0] * directions(3600)
+    off = model.velocity(0.0, ring) - system(ring)
     row = {
         "error in the region": (error[within].square().mean().sqrt() / scale).item(),
         "at least (this V)": (least[within].square().mean().sqrt() / scale).item(),
@@ -137,10 +138,7 @@ def measure(model: stabnet.StabilityModel, side: int) -> tuple[dict, Guarantee]:
         "outside, at least (this V)": (least[~within].square().mean().sqrt() / scale).item(),
         "error at the saddle": model.velocity(0.0, SADDLE).norm().item(),
         "at the saddle, at least (this V)": (alpha * at_saddle / slope_there.norm()).item(),
-        "largest on the circle": (model.velocity(0.0, ring) - system(ring))
-        .norm(dim=1)
-        .max()
-        .item(),
+        "largest on the circle": off.norm(dim=1).max().item(),
     }
     falls = (slope * f).sum(1) < 0
     row["V falls in the region"] = falls[within].double().mean().item()
@@ -151,11 +149,12 @@ def measure(model: stabnet.StabilityModel, side: int) -> tuple[dict, Guarantee]:
 
 def certificate(
     potential: stabnet.interfaces.Potential, x: Tensor, value: Tensor, falls: Tensor
-) -> tuple[float, Guarantee]:
+) -> tuple[float, Guarantee | None]:
     """Return the highest level below which the potential falls at all states looked at.
 
     It is below the potential on the border, so that the sublevel set, which is convex, does not
-    leave the window; and below that of the saddle, where nothing falls.
+    leave the window; and below that of the saddle, where nothing falls. Without a state below it
+    nothing was looked at, and there is no guarantee.
     """
     left, right, bottom, top = WINDOW
     corners = torch.tensor([[left, bottom], [right, bottom], [right, top], [left, top]])
@@ -163,6 +162,8 @@ def certificate(
     border = torch.lerp(corners.double(), corners.double().roll(-1, 0), share).flatten(0, 1)
     level = torch.cat([potential(border), potential(SADDLE), value[~falls]]).min().item()
     count = int((value < level).sum())
+    if count == 0:
+        return level, None
     return level, Guarantee(
         claim="all states of a sublevel set of the learned potential go to the origin, along the "
         "system itself",
@@ -186,7 +187,7 @@ def draw(models: dict[str, stabnet.StabilityModel], path: Path) -> None:
     figure = Figure(figsize=(3.4 * (1 + len(models)), 4.0), layout="constrained")
     panels = figure.subplots(1, 1 + len(models), sharey=True)
     origin = torch.zeros(1, 2)
-    both = torch.cat([origin, SADDLE.float()])
+    both = torch.cat([origin, SADDLE])
     shown = {"axis_labels": ("$x_1$", ""), "potential": None}
     stabnet.plots.phase_portrait(system, WINDOW, equilibria=both, panel=panels[0], **shown)
     panels[0].set_title("the system")
@@ -195,10 +196,7 @@ def draw(models: dict[str, stabnet.StabilityModel], path: Path) -> None:
         stabnet.plots.phase_portrait(
             lambda x, model=model: model.velocity(0.0, x.double()),
             WINDOW,
-            equilibria=origin,
-            levels=9,
-            panel=panel,
-            **shown,
+            **shown | {"equilibria": origin, "levels": 9, "panel": panel},
         )
         panel.set_title(f"fitted to the {where}")
     for panel in panels:
@@ -208,7 +206,7 @@ def draw(models: dict[str, stabnet.StabilityModel], path: Path) -> None:
 
 
 def markdown(
-    rows: list[dict], guarantees: list[Guarantee], command: str, args: argparse.Namespace
+    rows: list[dict], guarantees: list[Guarantee | None], command: str, args: argparse.Namespace
 ) -> str:
     """Return the table, and how to read it."""
     names = [name for name in rows[0] if name != "fitted to"]
@@ -220,40 +218,45 @@ def markdown(
     lines = ["| " + " | ".join(c) + " |" for c in (header, ["---"] * len(header), *cells)]
     radius, least = unavoidable()
     return "\n".join([
-        "# A system with two equilibria",
-        "",
-        f"Made with `{command}`; torch {torch.__version__}, {torch.get_num_threads()} thread(s).",
-        "",
+        "# A system with two equilibria\n",
+        f"Made with `{command}`; torch {torch.__version__}, {torch.get_num_threads()} thread(s).\n",
         f"The field `projected`, at the rate {FIELD['alpha']:g}, was fitted to {args.train} states "
         "and derivatives without noise, from the whole window or from the region (dashed), which "
-        f"is the well around the origin up to {REGION / BRIM:.0%} of the energy of the saddle. "
+        f"is the well around the origin up to {REGION / BRIM:.0%} of the energy of the saddle; "
+        f"{args.epochs} epochs, seed {args.seed}. "
         "Errors in the region and outside are root mean squares, relative to that of the "
         "system's derivative in the region; the other errors are absolute. *At least (this V)* is "
-        "the least error of any field that descends the same potential at the same rate.",
-        "",
+        "the least error of any field that descends the same potential at the same rate.\n",
         *lines,
-        "",
-        f"Whatever the potential, the largest error on the circle of radius {radius:.3g} around "
+        f"\nWhatever the potential, the largest error on the circle of radius {radius:.3g} around "
         f"the saddle is at least {least:.3g}: the system has index -1 along it, and a field "
-        "without an equilibrium inside has index 0.",
-        "",
-        "![phase portraits](two-equilibria.png)",
-        "",
-        "How to read it. Fitted to the whole window the field is wrong outside the region, by "
-        "nearly what its constraint makes unavoidable, and it pays inside as well: the potential "
-        "is bent to follow states that run away. Fitted to the region it is accurate there, and "
-        "outside it must not be believed: where the system runs away, it goes to the origin. Its "
-        "potential does say something of the system. *V falls in the region* is the share of "
-        "states of the region at which it falls along the system itself, and *sublevel set / well* "
-        "the area of the largest sublevel set on which it does so everywhere that was looked at, "
-        "over the area of the whole well:",
-        "",
-        *(
-            f"- fitted to the {row['fitted to']}: {g.formula}. Status: {g.status}; {g.detail}."
-            for row, g in zip(rows, guarantees, strict=True)
-        ),
+        "without an equilibrium inside has index 0.\n",
+        "![phase portraits](two-equilibria.png)\n",
+        *reading(rows, guarantees),
         "",
     ])  # fmt: skip
+
+
+def reading(rows: list[dict], guarantees: list[Guarantee | None]) -> list[str]:
+    """Return how to read the table, and what the potentials say of the system."""
+    window, region = rows
+    none = "no such set; its potential rises, or leaves the window, too near the origin."
+    sets = [f"{g.formula}. Status: {g.status}; {g.detail}." if g else none for g in guarantees]
+    return [
+        "How to read it. *At least* is what the constraint costs with the potential that was "
+        "learned; what an error is above it is left to fitting. Outside the region there are "
+        "states that run away, which no field of this kind follows, so no fit is right "
+        "everywhere, and one to the region alone must not be believed outside of it: where the "
+        "system runs away, it goes to the origin. The fit to the window is wrong by "
+        f"{window['error outside']:.3g} outside, of which its potential alone costs "
+        f"{window['outside, at least (this V)']:.3g}, and by {window['error in the region']:.3g} "
+        f"in the region; the fit to the region by {region['error in the region']:.3g} there.\n",
+        "A potential may also say something of the system. *V falls in the region* is the share of "
+        "states of the region at which it falls along the system itself, and *sublevel set / well* "
+        "the area of the largest sublevel set on which it does so everywhere that was looked at, "
+        "over the area of the whole well:\n",
+        *(f"- fitted to the {r['fitted to']}: {s}" for r, s in zip(rows, sets, strict=True)),
+    ]
 
 
 def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
@@ -287,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (args.out / "two-equilibria.md").write_text(text)
     record = {"command": vars(args) | {"out": None}, "torch": torch.__version__, "rows": rows}
     record["unavoidable"] = dict(zip(("radius", "error"), unavoidable(), strict=True))
-    record["guarantees"] = [g.to_dict() for g in guarantees]
+    record["guarantees"] = [g and g.to_dict() for g in guarantees]
     (args.out / "two-equilibria.json").write_text(json.dumps(record, indent=2) + "\n")
     print(text)
 

@@ -83,6 +83,42 @@ def test_the_bound_of_gradients_is_zero_for_a_gradient_and_all_of_a_rotation():
     assert script.least_error(field, x) == pytest.approx(script.rms(turning), rel=1e-9)
 
 
+def test_a_trajectory_that_is_not_finite_has_not_returned(tmp_path):
+    script = load("planar_system")
+
+    class Model:
+        dynamics = torch.nn.Module()
+
+        def velocity(self, t, x):
+            return -x
+
+        def solve(self, x, times):
+            ends = torch.zeros_like(x)
+            ends[0] = torch.nan
+            return type("Solution", (), {"state": ends})
+
+    Model.dynamics.vector_field = torch.nn.Module()
+    row = script.measure(Model(), type("Options", (), {"starts": 2, "time": 1.0}))
+    assert row["not returned"] == 0.25
+    assert row["farthest end"] == math.inf
+
+
+def test_the_planar_text_says_what_the_numbers_say():
+    script = load("planar_system")
+    names = ("error inside", "error outside", "not returned", "farthest end")
+    rows = [
+        {"field": name, "seed": seed, **dict.fromkeys(names, 0.1 * (1 + k))}
+        for seed in "01"
+        for k, name in enumerate(script.FIELDS)
+    ]
+    first, *_, last = script.verdict(rows)
+    assert "below the `mlp` for 2 of 2 seeds" in first
+    assert "below" not in last
+    for row in rows:
+        row["error inside"] = 1 - row["error inside"]
+    assert "below the `mlp` for 0 of 2 seeds" in script.verdict(rows)[0]
+
+
 # Linear systems.
 
 
@@ -119,6 +155,14 @@ def test_the_nearest_matrix_is_stable_and_none_of_many_stable_ones_is_nearer():
         stable = (B.diagonal(dim1=1, dim2=2).sum(1) <= 0) & (torch.linalg.det(B) >= 0)
         found = (others[stable] - A).norm(dim=(1, 2)).min()
         assert distance <= found <= 1.5 * distance + 0.02
+
+
+def test_the_linear_text_says_what_the_numbers_say():
+    script = load("linear_systems")
+    row = {"system": "a", "least possible": 0.0, "distance": 0.5, "relative error": 0.25}
+    assert "of that kind; the distance is 2.5e-01" in script.verdict(row)
+    row["least possible"] = 0.25
+    assert "not of that kind; the distance is 2.0000 times the least" in script.verdict(row)
 
 
 # Two equilibria.
@@ -179,3 +223,19 @@ def test_the_unavoidable_error_is_below_the_field_on_its_circle_by_a_margin_alon
     radius, least = script.unavoidable()
     on_circle = script.system(script.SADDLE + radius * script.directions(10_007)).norm(dim=1)
     assert 0 < on_circle.min() - least < 2e-3
+
+
+def test_a_potential_that_falls_nowhere_is_evidence_of_nothing():
+    script = load("two_equilibria")
+
+    def potential(x):
+        return x.square().sum(-1)
+
+    x = script.window(50)
+    nowhere = torch.zeros(len(x), dtype=torch.bool)
+    level, guarantee = script.certificate(potential, x, potential(x), nowhere)
+    assert guarantee is None
+    assert level == potential(x).min()
+    rows = [{"fitted to": where, "error outside": 1.0, "error in the region": 2.0,
+             "outside, at least (this V)": 0.5} for where in ("window", "region")]  # fmt: skip
+    assert script.reading(rows, [None, None])[-1].startswith("- fitted to the region: no such set")
