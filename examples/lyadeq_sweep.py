@@ -154,8 +154,7 @@ def head(rows: list[dict], args: argparse.Namespace) -> list[str]:
     """Return what was done, how it is to be read, and what training came to."""
     clean = rows[0]["protocol"]["clean"]["images"]
     return [
-        f"# LyaDEQ up to 20/255 on {args.data}",
-        "",
+        f"# LyaDEQ up to 20/255 on {args.data}\n",
         f"Made with `python examples/lyadeq_sweep.py {args.command}`; torch {torch.__version__}, "
         f"{torch.get_num_threads()} thread(s).",
         "",
@@ -168,13 +167,15 @@ def head(rows: list[dict], args: argparse.Namespace) -> list[str]:
         "one: what is proven of the reading `flow` concerns the state, not the input.",
         "",
         "Converged: samples whose solve did, in the last epoch of training, on all test images, "
-        "and at worst under the paper's attacks.",
+        "and at worst under the paper's attacks. Where it did not, the state is no equilibrium, "
+        "and its implicit gradient is inexact.",
         "",
         "| model | accuracy on all test images | converged: training | test | attacked | "
         "train CPU s | attack CPU s |",
         "|---" * 7 + "|",
         *(
-            f"| {r['label']} | {100 * r['test']['accuracy']:.2f} | "
+            f"| {r['label']}{'' if r['complete'] else ' (cut short)'} | "
+            f"{100 * r['test']['accuracy']:.2f} | "
             f"{r['last_epoch']['train_converged']:.1%} | {r['test']['converged']:.1%} | "
             f"{min(f['converged_share'] for f in r['protocol']['results']):.1%} | "
             f"{r['train_cpu_seconds']:.0f} | {r['attack_cpu_seconds']:.0f} |"
@@ -198,8 +199,7 @@ def attacked(rows: list[dict], args: argparse.Namespace) -> list[str]:
     robust = [(row["label"], row["strong"]) for row in rows]
     return [
         *lines,
-        "## Strong attack",
-        "",
+        "## Strong attack\n",
         f"PGD with {STEPS} steps of an eighth of the radius and {len(STARTS)} random starts, the "
         "last with gradients through the solver's iterations; lost at one radius is lost at all "
         "larger ones:",
@@ -221,7 +221,7 @@ def masking(rows: list[dict], moved: dict[float, dict]) -> list[str]:
         "reached. What is lost at one radius is lost within all larger ones: a row that rises "
         "again shows where the attack fails, and no robustness.",
         "",
-        *table(["model", *(f"{255 * e:.0f}" for e in LARGE)], large),
+        *table(["model", *(f"{255 * e:g}" for e in LARGE)], large),
         *warnings(rows),
         "",
         "Accuracy on images made for another model (strong PGD, one start; the row made them, the "

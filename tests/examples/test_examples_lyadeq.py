@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def test_the_sweep_writes_its_report_and_figures(load, tmp_path, monkeypatch):
     for figure in figures:
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "lyadeq-digits-sweep.json").read_text())
+    assert "cut short" not in text
+    record["rows"][0]["complete"] = False
+    again = script.head(record["rows"], Namespace(**record["setting"], command=""))
+    assert any("| DEQ (cut short) |" in line for line in again)
     for row in record["rows"]:
         clean, *attacked = row["strong"]
         assert clean == row["protocol"]["clean"]["accuracy"] >= max(attacked)
