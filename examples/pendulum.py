@@ -34,6 +34,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pendulum_system import Pendulum
+from pendulum_tables import summary, table, verdict
 from torch import Tensor
 
 import stabnet
@@ -142,7 +143,8 @@ def compare_steps(model, truth: Tensor, times: list[float], found: Tensor) -> di
 
     def rises(path: Tensor) -> float:
         value = potential(path)
-        return (value[1:] > value[:-1] * (1 + 1e-9)).double().mean().item()
+        kept = value[1:] <= value[:-1] * (1 + 1e-9)  # never so for what is not finite
+        return (~kept).double().mean().item()
 
     return {
         "rk4: mean error": errors(found, truth).mean().item(),
@@ -211,43 +213,6 @@ def draw(links: int, times: list[float], truth: Tensor, curves: dict, shown: dic
         panel.legend(frameon=False, fontsize="small")
     figure.suptitle(f"{links} link{'s' if links > 1 else ''}")
     return figure
-
-
-def summary(rows: list[dict]) -> list[dict]:
-    """Return the mean of every column over the seeds, with the least and the greatest."""
-    found = []
-    for key in dict.fromkeys((row["links"], row["field"]) for row in rows):
-        group = [row for row in rows if (row["links"], row["field"]) == key]
-        line = {"links": key[0], "field": key[1]}
-        for name in (name for name in group[0] if name not in ("links", "field", "seed")):
-            values = [row[name] for row in group]
-            mean = sum(values) / len(values)
-            line[name] = f"{mean:.3g} ({min(values):.3g}-{max(values):.3g})"
-        found.append(line)
-    return found
-
-
-def table(rows: list[dict]) -> list[str]:
-    """Return rows as a Markdown table."""
-    cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-    names = list(rows[0])
-    return ["| " + " | ".join(line) + " |" for line in (names, ["---"] * len(names), *cells)]
-
-
-def verdict(rows: list[dict]) -> list[str]:
-    """Return in how many cases each projected field is below the plain one, window by window."""
-    lines = []
-    windows = [name for name in rows[0] if name.startswith("mean ")]
-    for label in list(FIELDS)[1:]:
-        own = [row for row in rows if row["field"] == label]
-        plain = {(r["links"], r["seed"]): r for r in rows if r["field"] == "plain"}
-        below = {w: sum(r[w] < plain[r["links"], r["seed"]][w] for r in own) for w in windows}
-        wins = (f"{count} in {w.removeprefix('mean ')}" for w, count in below.items())
-        lines.append(
-            f"- {label}: its mean rollout error is below the plain field's in {', '.join(wins)}, "
-            f"of {len(own)} cases each (pendulum and seed)."
-        )
-    return lines
 
 
 def command(args: argparse.Namespace) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import stabnet
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -19,7 +21,8 @@ def load(name):
 
 @pytest.fixture
 def pendulum(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pendulum_system", load("pendulum_system"))
+    for name in ("pendulum_system", "pendulum_tables"):
+        monkeypatch.setitem(sys.modules, name, load(name))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield load("pendulum")
@@ -104,6 +107,29 @@ def test_a_rollout_that_is_not_finite_counts_as_diverged(pendulum):
     assert row["diverged"] == 0.5
     assert row["mean 0.3-0.8 s"] == torch.inf
     assert row["worst 0-0.1 s"] == 0
+
+
+def test_v_rises_along_a_rollout_that_is_not_finite(pendulum, monkeypatch):
+    model = stabnet.build("stable_dynamics", in_shape=(2,)).double()
+    truth = torch.ones(3, 2, 2, dtype=torch.float64)
+    found = truth.clone()
+    found[2, 0] = torch.nan
+    monkeypatch.setattr(pendulum, "roll_out", lambda *_: truth)
+    row = pendulum.compare_steps(model, truth, [0.0, 0.1, 0.2], found)
+    assert row["rk4: V rises"] == 0.25
+    assert row["stable_step: V rises"] == 0
+
+
+def test_the_verdict_counts_the_cases_below_the_plain_field():
+    tables = load("pendulum_tables")
+    rows = [
+        {"links": 1, "field": field, "seed": seed, "mean 0-5 s": error}
+        for field, errors in (("plain", (1.0, 2.0)), ("other", (0.5, float("inf"))))
+        for seed, error in enumerate(errors)
+    ]
+    (line,) = tables.verdict(rows)
+    assert line.startswith("- other: ")
+    assert "1 in 0-5 s, of 2 cases" in line
 
 
 def test_it_writes_tables_and_figures(pendulum, tmp_path):
