@@ -19,6 +19,7 @@ from stabnet.interfaces import (
     Features,
     Guarantee,
     Integrator,
+    Potential,
     RightHandSide,
     Trajectory,
 )
@@ -183,7 +184,7 @@ class StableStep(Integrator):
             shares = torch.cat([gamma[..., None], grid], -1)
             points = _along(center, shares, offset, potential.state_shape)
             with torch.no_grad():
-                fits = potential(points, context) <= target[..., None]
+                fits = _evaluated(potential, points, context) <= target[..., None]
             pulled = torch.where(fits, shares, 0)[..., 1:].amax(-1)
             gamma = torch.where(descends | fits[..., 0] | gamma.isnan(), gamma, pulled)
         scaled = (center + gamma[..., None] * offset).unflatten(-1, potential.state_shape)
@@ -219,7 +220,7 @@ class StableStep(Integrator):
             points = _along(z.flatten(-ndim), shares, flat, potential.state_shape)
             with torch.no_grad():
                 bound = value[..., None] + (1 - self.theta) * shares * rate[..., None]
-                fits = potential(points, context) <= bound
+                fits = _evaluated(potential, points, context) <= bound
             step = torch.where(fits, shares, 0).amax(-1)
         return z + _like_states(step, ndim) * velocity
 
@@ -277,6 +278,15 @@ def _along(
     points = base.unsqueeze(-2) + shares[..., None] * direction.unsqueeze(-2)
     states: Tensor = points.unflatten(-1, state_shape)
     return states
+
+
+def _evaluated(
+    potential: Potential, points: Float[Tensor, "*batch candidates ..."], context: Context
+) -> Float[Tensor, "*batch candidates"]:
+    """Return the potential of candidates, each of which it sees as one state of its sample."""
+    axis = points.ndim - len(potential.state_shape) - 1
+    values: Tensor = torch.func.vmap(lambda z: potential(z, context), axis, -1)(points)
+    return values
 
 
 def _like_states(per_state: Tensor, ndim: int) -> Tensor:

@@ -443,3 +443,27 @@ def test_guarantees_name_the_scheme():
     assert any("convex" in assumption for assumption in scaled.assumptions)
     assert "s_k" in shortened.formula
     assert any("∇VᵀF" in assumption for assumption in shortened.assumptions)
+
+
+class _Careless(Potential):
+    """Bumpy around each sample's center, for states ``(batch, 2)`` and no other shape."""
+
+    state_shape = (2,)
+
+    def forward(self, z, context=None):
+        assert z.shape == context.center.shape
+        offset = z - context.center
+        return offset.square().sum(-1) + 2 * (3 * offset[:, 0]).sin() ** 2
+
+
+@pytest.mark.parametrize("scheme", ["scaled", "shortened"])
+def test_candidates_are_each_evaluated_as_a_state_of_its_sample(scheme):
+    """A potential that broadcasts states against centers would mix samples up, if it could."""
+    torch.manual_seed(0)
+    step = StableStep(0.3, scheme, halvings=3)
+    for batch in (1, 3, 4, 7):
+        field = ProjectedField((2,), (2,), "mlp", _Careless(), 0.5, center="features").double()
+        z, u = torch.randn(2, batch, 2, dtype=torch.float64)
+        after = step(field, z, (0.0, 0.3), u).states[-1]
+        before = field.potential(z, field.context(u))
+        assert (field.potential(after, field.context(u)) <= before).all()
