@@ -214,14 +214,14 @@ def verdict(rows: list[dict]) -> list[str]:
     for name in FIELDS:
         own = [row for row in rows if row["field"] == name]
         span = {
-            which: " to ".join(f"{pick(row[which] for row in own):.3g}" for pick in (min, max))
-            for which in ("error inside", "error outside", "not returned", "farthest end")
+            key: " to ".join(dict.fromkeys(f"{end(r[key] for r in own):.3g}" for end in (min, max)))
+            for key in ("error inside", "error outside", "not returned", "farthest end")
         }
         closer = sum(row["error inside"] < plain[row["seed"]] for row in own)
         against = "" if name == "mlp" else f", below the `mlp` for {closer} of {len(own)} seeds"
         lines.append(
             f"- `{name}`: error {span['error inside']} inside{against}; {span['error outside']} "
-            f"outside; a share of {span['not returned']} not returned, the farthest end at "
+            f"outside; the share not returned is {span['not returned']}, the farthest end at "
             f"{span['farthest end']}."
         )
     return lines
