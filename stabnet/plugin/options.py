@@ -17,6 +17,9 @@ __all__ = ["CONFIG_ATTRIBUTE", "describe", "parameters", "resolve", "spelled", "
 RESERVED = ("name", "kind", "providers")
 """Keys of a description that are not options."""
 
+_SHAPES = ("in_shape", "state_shape", "feature_shape")
+"""Arguments of kind contracts that are shapes."""
+
 CONFIG_ATTRIBUTE = "_stabnet_config"
 """Where :func:`stabnet.build` leaves the description of what it built."""
 
@@ -124,6 +127,10 @@ def resolve(
         if nested and option in contract and option not in options:
             continue
         value = options.get(option, parameter.default)
+        if option in _SHAPES and isinstance(value, (str, Real)):
+            raise InvalidOptionError(
+                f"{option}={value!r} of {kind} {name!r} must be a sequence of sizes, such as (64,)"
+            )
         inner = part_kind(option)
         if inner is not None and isinstance(value, (str, Mapping)):
             inner_entry, inner_options = resolve(registry, inner, value, {}, hint=hint, nested=True)

@@ -197,7 +197,14 @@ def test_options_that_do_not_fit_are_refused(options, words):
 def test_guarantees_name_their_part_and_never_promise_robustness():
     guarantees = _model(projection="flow").guarantees()
     parts = {g.part for g in guarantees}
-    assert parts == {"dynamics.stages.0", "dynamics.stages.1", "head"}
+    flow = "dynamics.stages.1"
+    assert parts == {
+        "dynamics.stages.0",
+        flow,
+        f"{flow}.vector_field",
+        f"{flow}.integrator",
+        "head",
+    }
     assert any(g.claim.startswith("NOT guaranteed") for g in guarantees)
     json.dumps([g.to_dict() for g in guarantees])
 

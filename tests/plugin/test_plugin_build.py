@@ -473,3 +473,13 @@ def test_option_named_for_a_kind_takes_a_part_of_that_kind(kind):
     assert part_kind(f"other_{kind}") == kind
     assert part_kind(f"{kind}s") is None
     assert part_kind(f"other{kind}") is None
+
+
+@pytest.mark.parametrize("size", [2, 2.0, "2"])
+def test_a_shape_that_is_one_number_is_refused(size):
+    for name, kind, option in (
+        ("deq", "model", "in_shape"),
+        ("mlp", "vector_field", "state_shape"),
+    ):
+        with pytest.raises(stabnet.InvalidOptionError, match=rf"{option}=.*such as \(64,\)"):
+            stabnet.build(name, kind=kind, **{option: size})
