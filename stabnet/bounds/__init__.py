@@ -21,6 +21,7 @@ from .affine import (
     product_interval,
 )
 from .boxes import NoBoundError, add_interval, ball, check_box
+from .convolution import conv2d_norm_bound
 from .layers import affine_parameters, interval
 from .monotone import monotone_interval, softplus_interval
 from .rounding import gamma, round_down, round_up
@@ -35,6 +36,7 @@ __all__ = [
     "bilinear_interval",
     "check_box",
     "conv2d_interval",
+    "conv2d_norm_bound",
     "gamma",
     "interval",
     "linear_interval",

@@ -59,34 +59,56 @@ def spectral_norm_bound(matrix: Float[Tensor, "m n"]) -> float:
     if not bool(matrix.isfinite().all()):
         raise InvalidInputError("the matrix holds NaN or infinite values, so its norm has no bound")
     # On the CPU, whose factorization and sums are the plain ones that the theorems speak of.
-    A = matrix.detach().cpu().to(torch.float64)
-    largest = float(A.abs().max()) if A.numel() else 0.0
-    if largest == 0:
+    return largest_norm(matrix.detach().cpu().to(torch.float64)[None])
+
+
+def largest_norm(matrices: Float[Tensor, "batch m n"]) -> float:
+    """Return an upper bound of the largest spectral norm of finite float64 matrices on the CPU.
+
+    One shift is proven for all matrices at once; see :func:`spectral_norm_bound`.
+    """
+    scaled, exponent = scaled_to_one(matrices)
+    if exponent is None:
         return 0.0
-    # Entries of at most 1, by a power of two, so that no square overflows and what underflows
-    # is far below the rounding that is accounted for.
+    bound = _verified_norm(scaled.mT if scaled.shape[1] < scaled.shape[2] else scaled)
+    return math.nextafter(scaled_back(bound, exponent), math.inf)
+
+
+def scaled_to_one(x: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], int | None]:
+    """Return finite numbers divided by a power of two, the largest about 1, and its exponent.
+
+    So no square overflows, and what underflows is far below the rounding that is accounted for.
+    The exponent is ``None`` where all are zero.
+    """
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    if largest == 0:
+        return x, None
     exponent = math.frexp(largest)[1]
     for half in (exponent // 2, exponent - exponent // 2):
-        A = A * 2.0**-half
-    scaled = _verified_norm(A.T if A.shape[0] < A.shape[1] else A)
+        x = x * 2.0**-half
+    return x, exponent
+
+
+def scaled_back(bound: float, exponent: int) -> float:
+    """Return a bound times a power of two, infinity where it exceeds the largest float."""
     try:
-        return math.nextafter(math.ldexp(scaled, exponent), math.inf)
+        return math.ldexp(bound, exponent)
     except OverflowError:
         return math.inf
 
 
-def _verified_norm(A: Float[Tensor, "m n"]) -> float:
-    """Return the bound for a matrix of at least as many rows as columns, largest entry about 1."""
-    m, n = A.shape
-    gram = A.T @ A  # of which the factorization reads one triangle
-    square = float(A.square().sum()) * (1 + 2 * gamma(m * n + 1))
+def _verified_norm(A: Float[Tensor, "batch m n"]) -> float:
+    """Return the bound for matrices of at least as many rows as columns, largest entry about 1."""
+    m, n = A.shape[1:]
+    gram = A.mT @ A  # of which the factorization reads one triangle
+    square = float(A.square().sum((1, 2)).max()) * (1 + 2 * gamma(m * n + 1))
     cholesky = gamma(n + 1) / (1 - gamma(n + 1))
-    guess = float(torch.linalg.matrix_norm(A, 2)) ** 2
+    guess = float(torch.linalg.eigvalsh(gram).max())
     margin = 4 * (m + n) * UNIT_ROUNDOFF
     while True:
         shift = guess * (1 + margin)
         shifted = shift * torch.eye(n, dtype=A.dtype) - gram
-        if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+        if not bool(torch.linalg.cholesky_ex(shifted).info.any()):
             break
         margin *= 4
     total = shift * (1 + UNIT_ROUNDOFF + n * cholesky) + gamma(m + 2) * square
