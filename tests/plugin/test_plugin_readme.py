@@ -82,7 +82,7 @@ def test_examples_of_the_readme_run(site):
     code += EXAMPLES[4] + (
         "field = model.dynamics.vector_field\n"
         "value = field.potential(states)\n"
-        "assert (value[1:] < value[:-1]).all() and field.potential.direct[0].weight.grad.any()\n"
+        "assert (value[1:] < value[:-1]).all() and field.vector_field.first.weight.grad.any()\n"
     )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
