@@ -44,7 +44,11 @@ TRADE = {
 
 
 def train(
-    label: str, model: dict, data: stabnet.data.Splits, args: argparse.Namespace
+    label: str,
+    model: dict,
+    data: stabnet.data.Splits,
+    args: argparse.Namespace,
+    objective: str | dict = "cross_entropy",
 ) -> tuple[nn.Module, dict]:
     """Train one model; return it, and the beginning of its row."""
     torch.manual_seed(args.seed)
@@ -61,6 +65,7 @@ def train(
     fitted = stabnet.training.fit(
         network,
         data,
+        objective=objective,
         epochs=args.epochs,
         run_dir=args.out / label.replace(" ", "-").replace(",", ""),
         seed=args.seed,
