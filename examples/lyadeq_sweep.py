@@ -162,7 +162,8 @@ def head(rows: list[dict], args: argparse.Namespace) -> list[str]:
         "",
         f"{args.epochs} epochs, backbone `{args.backbone}`, seed {args.seed}; the reading `flow` "
         "with the Jacobian of its cell regularized at the equilibrium (weight "
-        f"{REGULARIZED['weight']:g}), against solves that do not converge. Accuracies are in % "
+        f"{REGULARIZED['weight']:g}), against solves that do not converge, so that its row differs "
+        "from the others in more than the reading. Accuracies are in % "
         f"on the first {clean} test images, which count as robust only if they are classified "
         "rightly before and after the attack; one standard error is up to "
         f"{50 / clean**0.5:.1f}. One seed: smaller differences mean nothing. Radii are l-infinity "

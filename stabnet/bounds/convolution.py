@@ -51,7 +51,7 @@ def conv2d_norm_bound(
 
     Each norm is proven by a Cholesky factorization, as in :func:`spectral_norm_bound`; the rounding
     of the transform adds :math:`\delta \| \sum_t |K_t| \|_F` with :math:`\delta` of the order of
-    1e-14. The bound is exact up to rounding for circular padding. With zero padding it exceeds the
+    1e-13. The bound is exact up to rounding for circular padding. With zero padding it exceeds the
     norm by what the border takes away, some percent where the image is four kernels wide; where it
     is narrower, and the matrix small, the explicit matrix is bounded instead.
 

@@ -78,8 +78,8 @@ class SODEFLoss(Objective):
 
     In a phase the gradient reaches the parameters named above and no other; what is not trained is
     in eval mode there. Training judges the phase ``"stability"``, whose head may not be trained
-    yet, by its loss (the release gives it 15 epochs on MNIST). In
-    several processes, freeze what a phase does not train.
+    yet, by its loss (the release gives it 15 epochs on MNIST). In several processes, freeze what a
+    phase does not train.
 
     Args:
         form: the paper's or the release's.
