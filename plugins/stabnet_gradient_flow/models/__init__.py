@@ -1,0 +1,1 @@
+"""Networks of non-expansive blocks, and what to compare them with."""

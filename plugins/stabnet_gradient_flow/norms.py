@@ -1,0 +1,96 @@
+"""An estimate of an operator's norm for training, never for certificates."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .operators import Operator
+
+__all__ = ["NormEstimate"]
+
+_ROUND_UP = 1 + 2.0**-20
+"""More than rounding in single precision can take from a norm and from a step that it sets."""
+
+
+@final
+class NormEstimate(nn.Module):
+    r"""The norm of an operator, tracked through training by warm-started power iteration.
+
+    .. math:: v \leftarrow A^\top A v / \|A^\top A v\|, \qquad \hat\sigma = \|Av\| \le \|A\|_2
+
+    One call makes a few steps and returns the estimate, differentiable in the weights with ``v``
+    held fixed. It converges *from below*: what follows from it is no guarantee. The last estimate
+    is kept in a buffer, which is what evaluation uses, so that evaluation is a fixed function; a
+    certificate takes the number in that buffer as a mere step size, and bounds the norm anew.
+
+    Args:
+        operator: the operator.
+        iterations: steps of every call, at least 1.
+
+    Attributes:
+        norm: the last estimate, or what :meth:`certify` found, a 0-dimensional buffer.
+        vector: ``v``, a buffer.
+
+    References:
+        [SNN] (31).
+    """
+
+    norm: Float[Tensor, ""]
+    vector: Float[Tensor, "one ..."]
+
+    def __init__(self, operator: Operator, weight: Tensor, iterations: int = 1) -> None:
+        super().__init__()
+        self.operator = operator
+        self.iterations = iterations
+        start = torch.randn(1, *operator.state_shape)
+        self.register_buffer("vector", start / start.norm())
+        self.register_buffer("norm", torch.ones(()))
+        with torch.no_grad():
+            self.update(weight.detach(), 20)
+
+    def forward(self, weight: Tensor) -> Float[Tensor, ""]:
+        """Make a few steps for these weights, and return the estimate of their norm."""
+        return self.update(weight, self.iterations)
+
+    def update(self, weight: Tensor, iterations: int) -> Float[Tensor, ""]:
+        """Make a number of steps; see :meth:`forward`."""
+        # Divided by the largest entry, no square of them leaves the range of numbers.
+        scale = _or_one(weight.detach().abs().amax())
+        scaled = weight / scale
+        with torch.no_grad():
+            fixed, vector = scaled.detach(), self.vector
+            for _ in range(iterations):
+                image = self.operator(fixed, vector)
+                back = self.operator.adjoint(fixed, image / _or_one(image.norm()))
+                length = back.norm()
+                vector = torch.where(length > 0, back / _or_one(length), vector)
+            self.vector.copy_(vector)
+            image = self.operator(fixed, vector)
+            direction = image / _or_one(image.norm())
+        norm = (direction * self.operator(scaled, vector)).sum() * scale
+        with torch.no_grad():
+            self.norm.copy_(norm)
+        return norm
+
+    @torch.no_grad()
+    def certify(self, weight: Tensor) -> float:
+        """Put a certified upper bound of the norm into the buffer, and return it.
+
+        It is rounded up by enough that a step computed from it in single precision is not too
+        long.
+
+        Raises:
+            InvalidInputError: for weights that are not finite.
+        """
+        bound = self.operator.norm_bound(weight) * _ROUND_UP
+        self.norm.fill_(bound)
+        return float(self.norm)
+
+
+def _or_one(x: Tensor) -> Tensor:
+    """Return a number, or one where it is zero, to divide by."""
+    return torch.where(x > 0, x, torch.ones_like(x))

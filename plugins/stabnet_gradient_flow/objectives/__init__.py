@@ -1,0 +1,1 @@
+"""Objectives that train for a certified radius."""
