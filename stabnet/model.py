@@ -65,6 +65,10 @@ class Normalize(nn.Module):
         mean, std = self.mean.view(shape), self.std.view(shape)
         return normalize_interval(lower, upper, mean, std, sound=sound)
 
+    def lipschitz_bound(self) -> float:
+        """Return ``1 / min std``, the Lipschitz constant in l2, in float64 and rounded up."""
+        return math.nextafter(1 / float(self.std.min()), math.inf)
+
 
 @final
 class StabilityModel(nn.Module):

@@ -65,6 +65,11 @@ def max_min(x: Float[Tensor, "batch features ..."]) -> Float[Tensor, "batch feat
     )
 
 
+def _softplus(x: Tensor) -> Tensor:
+    """Return ``log(1 + exp x)``; torch's own jumps down by 2e-9 at its threshold."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
 def monotone_activation(name: str) -> Activation:
     """Return an activation with all slopes in [0, 1], by name.
 
@@ -104,7 +109,7 @@ MONOTONE: Mapping[str, Activation] = _known(
     Activation("leaky_relu", F.leaky_relu, least_slope=0.01),
     Activation("tanh", torch.tanh),
     Activation("sigmoid", torch.sigmoid, largest_slope=0.25),
-    Activation("softplus", F.softplus),
+    Activation("softplus", _softplus),
     Activation("elu", F.elu),
     Activation("hardtanh", F.hardtanh),
     Activation("softsign", F.softsign),

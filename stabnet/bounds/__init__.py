@@ -1,4 +1,4 @@
-"""Sound arithmetic: certified operator norms, and boxes carried through layers.
+"""Sound arithmetic: certified operator norms and Lipschitz constants, boxes through layers.
 
 A box is a pair ``(lower, upper)`` of tensors of one shape. Every function on boxes has one switch,
 ``sound``:
@@ -23,9 +23,10 @@ from .affine import (
 from .boxes import NoBoundError, add_interval, ball, check_box
 from .convolution import conv2d_norm_bound
 from .layers import affine_parameters, interval
+from .lipschitz import lipschitz_bound, lipschitz_product
 from .monotone import monotone_interval, softplus_interval
 from .rounding import gamma, round_down, round_up
-from .spectral import spectral_norm_bound
+from .spectral import largest_spectral_norm_bound, spectral_norm_bound
 
 __all__ = [
     "NoBoundError",
@@ -39,7 +40,10 @@ __all__ = [
     "conv2d_norm_bound",
     "gamma",
     "interval",
+    "largest_spectral_norm_bound",
     "linear_interval",
+    "lipschitz_bound",
+    "lipschitz_product",
     "monotone_interval",
     "normalize_interval",
     "product_interval",

@@ -71,7 +71,7 @@ def affine_parameters(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         return weight, bias
     if not isinstance(module, nn.Linear):
         return None
-    _check_forward(module, nn.Linear)
+    check_forward(module, nn.Linear)
     return module.weight, module.bias
 
 
@@ -85,15 +85,15 @@ def _bounded(module: nn.Module, lower: Tensor, upper: Tensor, sound: bool) -> Bo
         return linear_interval(lower, upper, *affine, sound=sound)
     for kind in type(module).__mro__:
         if kind in _LAYERS:
-            _check_forward(module, kind)
+            check_forward(module, kind)
             return _LAYERS[kind](module, lower, upper, sound)
     raise NoBoundError(
-        f"no interval bound is known for {_named(module)}; known are {_KNOWN}, and modules with a "
+        f"no interval bound is known for {named(module)}; known are {_KNOWN}, and modules with a "
         "method interval(lower, upper, *, sound=False) or affine()"
     )
 
 
-def _named(module: nn.Module) -> str:
+def named(module: nn.Module) -> str:
     first, *more = repr(module).splitlines()
     return f"{type(module).__name__}" if more else first
 
@@ -111,7 +111,7 @@ def _own_interval(
     return own(lower, upper)
 
 
-def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
+def check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
     """Raise if a layer computes something else than its class says."""
     if getattr(module.forward, "__func__", None) is not kind.forward:
         raise NoBoundError(
@@ -123,13 +123,13 @@ def _check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
 def _check_hooks(module: nn.Module) -> None:
     if module._forward_hooks or module._forward_pre_hooks:
         raise NoBoundError(
-            f"{_named(module)} has forward hooks, which may change what it computes; remove them "
+            f"{named(module)} has forward hooks, which may change what it computes; remove them "
             "(for spectral_norm and weight_norm use those of torch.nn.utils.parametrizations)"
         )
 
 
 def _refuse(module: nn.Module, why: str) -> NoBoundError:
-    return NoBoundError(f"no interval bound is known for {_named(module)}: {why}")
+    return NoBoundError(f"no interval bound is known for {named(module)}: {why}")
 
 
 def _sequential(module: nn.Sequential, lower: Tensor, upper: Tensor, sound: bool) -> Box:

@@ -17,6 +17,8 @@ class Block(nn.Module, ABC):
 
     Attributes:
         state_shape: shape of one incoming state, without the batch.
+
+    A block whose outgoing states have another shape has an attribute ``out_shape``.
     """
 
     state_shape: tuple[int, ...]

@@ -59,10 +59,17 @@ class FusedInvertible(Invertible, Protocol):
 
 @runtime_checkable
 class BoundsLipschitz(Protocol):
-    """A part with a sound upper bound of its l2 Lipschitz constant in the state."""
+    """A part with a sound upper bound of its Lipschitz constant in l2.
+
+    A backbone's is that of ``x ↦ u``, a head's of ``z ↦ logits``, a block's of ``z ↦ block(z)``: a
+    block that looks at features has none, for bounds of stages are multiplied.
+    """
 
     def lipschitz_bound(self) -> float:
-        """Return an upper bound, computed in float64 from the weights as they stand.
+        """Return an upper bound in eval mode, in float64, from weights and buffers as they stand.
+
+        It holds in exact arithmetic, is rounded up, and is never taken from a cache, since an edit
+        of a weight in place leaves no trace.
 
         Raises:
             StabnetError: if no sound bound is known for the part as it stands.

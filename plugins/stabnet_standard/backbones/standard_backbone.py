@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import stabnet
-from stabnet.bounds import interval
+from stabnet.bounds import interval, lipschitz_bound
 from stabnet.interfaces import Backbone
 
 __all__ = ["StandardBackbone"]
@@ -84,3 +84,11 @@ class StandardBackbone(Backbone):
             NoBoundError: names the layer that cannot be bounded.
         """
         return interval(self.net, lower, upper, sound=sound)
+
+    def lipschitz_bound(self) -> float:
+        """Return a bound of the Lipschitz constant; see :func:`stabnet.bounds.lipschitz_bound`.
+
+        Raises:
+            NoBoundError: names the layer that cannot be bounded.
+        """
+        return lipschitz_bound(self.net, self.in_shape)

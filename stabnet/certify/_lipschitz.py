@@ -1,0 +1,97 @@
+"""How far a perturbation of the input can move a model's state and its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..bounds import NoBoundError, lipschitz_product
+from ..bounds import lipschitz_bound as module_bound
+from ..interfaces import Block
+from ..model import StabilityModel
+from ..robustness import eval_mode
+from ..stack import Stack
+
+__all__ = ["LipschitzBound", "lipschitz_bound"]
+
+
+@dataclass(frozen=True)
+class LipschitzBound:
+    """Upper bounds of Lipschitz constants in l2, part by part, from pixels to outputs.
+
+    Attributes:
+        parts: name and bound of every part before the head, in order.
+        head: bound of the head.
+    """
+
+    parts: tuple[tuple[str, float], ...]
+    head: float
+
+    @property
+    def features(self) -> float:
+        """Bound of the map from inputs to the state that the head reads."""
+        return lipschitz_product([bound for _, bound in self.parts])
+
+    @property
+    def outputs(self) -> float:
+        """Bound of the map from inputs to outputs."""
+        return lipschitz_product([self.features, self.head])
+
+
+def lipschitz_bound(model: nn.Module) -> LipschitzBound:
+    r"""Return upper bounds of the Lipschitz constants of a model's parts, in l2.
+
+    .. math:: \|z(x) - z(x')\|_2 \le \prod_i L_i\, \|x - x'\|_2
+
+    The bounds are sound: in float64, rounded up, from the weights and buffers as they stand, of
+    the model in eval mode; nothing is cached, so no edit of a weight can leave them stale. They
+    are what they are: for blocks that are non-expansive only after re-normalization, and were
+    trained since, they exceed one.
+
+    Args:
+        model: a :class:`stabnet.StabilityModel` whose backbone, stages and head can be bounded; see
+            :func:`stabnet.bounds.lipschitz_bound`. It stays as it is.
+
+    Returns:
+        The bounds, with normalization counted as a part.
+
+    Raises:
+        NoBoundError: names the part that has none.
+        InvalidInputError: for weights that are not finite.
+    """
+    if not isinstance(model, StabilityModel):
+        raise NoBoundError(
+            f"{type(model).__name__} is no StabilityModel, whose parts could be bounded one by "
+            "one; stabnet.bounds.lipschitz_bound bounds plain layers and sequences of them"
+        )
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise NoBoundError("the model has forward hooks, which may change what it computes")
+    with eval_mode(model):
+        parts = tuple((name, _bound(name, part, shape)) for name, part, shape in _parts(model))
+        return LipschitzBound(parts, _bound("head", model.head, ()))
+
+
+def _bound(name: str, part: nn.Module, shape: tuple[int, ...]) -> float:
+    try:
+        return module_bound(part, shape)
+    except NoBoundError as error:
+        raise NoBoundError(f"{name}: {error}") from error
+
+
+def _parts(model: StabilityModel) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Yield name, module and input shape of what is applied before the head."""
+    yield "normalize", model.normalize, model.in_shape
+    yield "backbone", model.backbone, model.in_shape
+    yield from _stages("dynamics", model.dynamics)
+
+
+def _stages(name: str, stage: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+    if isinstance(stage, Stack):
+        for index, inner in enumerate(stage.stages):
+            yield from _stages(f"{name}.stages.{index}", inner)
+    else:
+        # A dynamics does not know the shape of what drives it; it must bound itself.
+        shape = tuple(stage.state_shape) if isinstance(stage, Block) else ()
+        yield f"{name} ({type(stage).__name__})", stage, shape
