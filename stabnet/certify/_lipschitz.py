@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -68,9 +69,10 @@ def lipschitz_bound(model: nn.Module) -> LipschitzBound:
         )
     if model._forward_hooks or model._forward_pre_hooks:
         raise NoBoundError("the model has forward hooks, which may change what it computes")
+    parts = list(_parts(model))
     with eval_mode(model):
-        parts = tuple((name, _bound(name, part, shape)) for name, part, shape in _parts(model))
-        return LipschitzBound(parts, _bound("head", model.head, ()))
+        bounds = tuple((name, _bound(name, part, shape)) for name, part, shape in parts)
+        return LipschitzBound(bounds, _bound("head", model.head, _state_shape(parts[-1][1])))
 
 
 def _bound(name: str, part: nn.Module, shape: tuple[int, ...]) -> float:
@@ -78,6 +80,12 @@ def _bound(name: str, part: nn.Module, shape: tuple[int, ...]) -> float:
         return module_bound(part, shape)
     except NoBoundError as error:
         raise NoBoundError(f"{name}: {error}") from error
+
+
+def _state_shape(last: nn.Module) -> tuple[int, ...]:
+    """Return the shape of what the head reads, as far as the last stage knows it."""
+    shape = getattr(last, "out_shape", getattr(last, "state_shape", ()))
+    return (math.prod(shape),)
 
 
 def _parts(model: StabilityModel) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:

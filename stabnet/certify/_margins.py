@@ -17,9 +17,9 @@ from ..bounds import (
     bilinear_interval,
     interval,
 )
-from ..checks import is_traced
 from ..errors import InvalidInputError
 from ..model import StabilityModel
+from ._classifier import check_labels
 
 __all__ = ["interval_logits", "margin_bounds"]
 
@@ -96,7 +96,7 @@ def margin_bounds(
     affine = affine_parameters(last)
     if affine is None:
         lower, upper = interval(last, *box, sound=sound)
-        _check_labels(lower, y)
+        check_labels(lower, y)
         own = lower.gather(1, y[:, None]).expand_as(lower)
         margins, _ = add_interval((own, own), (-upper, -lower), sound=sound)
     else:
@@ -111,7 +111,7 @@ def _elided(
     if sound:
         weight = weight.detach().double()
         bias = None if bias is None else bias.detach().double()
-    _check_labels(weight.T, y)
+    check_labels(weight.T, y)
     # One matrix product gives the margins of every class over every other; of every sample's own
     # class instead, where samples are fewer. Each sample's are picked from it.
     classes, samples = (torch.arange(len(t), device=y.device) for t in (weight, y))
@@ -159,21 +159,4 @@ def _check_shape(model: nn.Module, x: Tensor) -> None:
         raise InvalidInputError(
             f"inputs have shape {tuple(x.shape)}; the model takes (batch, "
             f"{', '.join(map(str, model.in_shape))})"
-        )
-
-
-def _check_labels(logits: Float[Tensor, "_ classes"], y: Tensor) -> None:
-    """Raise unless ``y`` holds labels for this many classes."""
-    classes = logits.shape[1]
-    if classes < 2:
-        raise InvalidInputError(f"margins are between classes; the model has {classes} output")
-    if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
-        raise InvalidInputError(
-            f"labels have shape {tuple(y.shape)} and dtype {y.dtype}; expected one integer class "
-            "per input"
-        )
-    if not is_traced() and y.numel() and not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise InvalidInputError(
-            f"labels go from {int(y.min())} to {int(y.max())}; the model has {classes} classes "
-            f"(0 to {classes - 1})"
         )

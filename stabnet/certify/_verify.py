@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError, InvalidOptionError
-from ..plugin import CONFIG_ATTRIBUTE
-from ..robustness import check_logits, checked_batches, eval_mode
+from ..robustness import checked_batches, eval_mode
+from ._classifier import classified_rightly, device_of, exact_copy, name_of
 from ._margins import margin_bounds
 from ._report import CertificationReport
 
@@ -57,13 +54,12 @@ def verified_accuracy(
         raise InvalidOptionError(
             f"eps={eps} must be in [0, 1]; images are, so 8/255 is eight steps"
         )
-    exact = copy.deepcopy(model).double().eval()
-    device = next((t.device for t in chain(model.parameters(), model.buffers())), None)
+    exact = exact_copy(model)
     images, correct, seconds = 0, 0, 0.0
     verified: list[int] = []
-    for x, y in checked_batches(batches, max_images, device):
+    for x, y in checked_batches(batches, max_images, device_of(model)):
         with eval_mode(model):
-            right = _right(model(x), y)
+            right = classified_rightly(model(x), y)
         start = time.perf_counter()
         holds = right & _positive(margin_bounds(exact, x, y, eps, sound=True), y)
         verified += (images + holds.nonzero().flatten()).tolist()
@@ -72,20 +68,9 @@ def verified_accuracy(
         correct += int(right.sum())
     if not images:
         raise InvalidInputError("there are no images to certify; the batches are empty")
-    return CertificationReport(_name_of(model), eps, images, correct, tuple(verified), seconds)
-
-
-def _right(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Bool[Tensor, " b"]:
-    check_logits(logits, y)
-    # argmax would take the first NaN for an answer.
-    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
+    return CertificationReport(name_of(model), eps, images, correct, tuple(verified), seconds)
 
 
 def _positive(margins: Float[Tensor, "batch classes"], y: Tensor) -> Bool[Tensor, " batch"]:
     """Return where the true class is above all others."""
     return ((margins > 0) | F.one_hot(y, margins.shape[1]).bool()).all(1)
-
-
-def _name_of(model: nn.Module) -> str:
-    config: Mapping[str, Any] = getattr(model, CONFIG_ATTRIBUTE, {})
-    return str(config.get("name", type(model).__name__))

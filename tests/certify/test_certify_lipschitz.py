@@ -24,7 +24,7 @@ class Scaling(Block):
         return self.factor * z
 
     def lipschitz_bound(self):
-        return abs(float(self.factor))
+        return abs(float(self.factor.detach()))
 
 
 class Unbounded(Block):
