@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import write_text
 from ..interfaces import Guarantee
+from ._writing import markdown_table, write_plain
 
 __all__ = ["CertificationReport"]
 
@@ -86,17 +85,17 @@ class CertificationReport:
 
     def to_markdown(self) -> str:
         """Return a Markdown table, with what it means below."""
-        cells = (
-            self.norm,
-            f"{self.eps:.6g}",
-            self.images,
-            f"{self.clean_accuracy:.2%}",
-            f"{self.verified_accuracy:.2%}",
-            f"{self.seconds:.1f}",
+        table = markdown_table(
+            ("norm", "eps", "images", "clean accuracy", "verified accuracy", "seconds"),
+            (
+                self.norm,
+                f"{self.eps:.6g}",
+                self.images,
+                f"{self.clean_accuracy:.2%}",
+                f"{self.verified_accuracy:.2%}",
+                f"{self.seconds:.1f}",
+            ),
         )
-        head = ("norm", "eps", "images", "clean accuracy", "verified accuracy", "seconds")
-        rows = (head, ("---",) * len(head), map(str, cells))
-        table = [f"| {' | '.join(row)} |" for row in rows]
         claim = f"Verified: {self.guarantee().claim}. Assumed: {'; '.join(_ASSUMPTIONS)}."
         note = (
             "Verified accuracy is a lower bound of the accuracy under any attack within the ball. "
@@ -114,6 +113,4 @@ class CertificationReport:
         Returns:
             The path.
         """
-        target = Path(path)
-        write_text(target, f"{json.dumps(self.to_dict(), indent=2, allow_nan=False)}\n")
-        return target
+        return write_plain(path, self.to_dict())
