@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .equilibrium import Equilibrium as Equilibrium
     from .flow import Flow as Flow
     from .model import StabilityModel as StabilityModel
+    from .renormalization import renormalize as renormalize
     from .stack import Stack as Stack
     from .times import checked_times as checked_times
     from .times import time_steps as time_steps
@@ -70,6 +71,7 @@ _LAZY = {
     "checked_times": ".times",
     "load": ".checkpoint",
     "load_weights": ".checkpoint",
+    "renormalize": ".renormalization",
     "save": ".checkpoint",
     "time_steps": ".times",
 }
@@ -104,6 +106,7 @@ __all__ = [  # noqa: RUF022 - the lazy names are added below
     "Stack",
     "load",
     "load_weights",
+    "renormalize",
     "save",
     "checked_times",
     "time_steps",

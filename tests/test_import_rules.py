@@ -47,6 +47,7 @@ ASSEMBLY = {
     "model",
     "checkpoint",
     "times",
+    "renormalization",
 }
 SERVICES = {"data", "training", "robustness", "certify", "plots", "testing"}
 PACKAGE = "stabnet"

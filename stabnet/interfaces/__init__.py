@@ -18,6 +18,7 @@ from .capabilities import (
     FusedInvertible,
     Guaranteed,
     Invertible,
+    Renormalizable,
     Separable,
 )
 from .cell import Cell
@@ -56,6 +57,7 @@ __all__ = [
     "Invertible",
     "Objective",
     "Potential",
+    "Renormalizable",
     "RightHandSide",
     "Separable",
     "Solution",

@@ -24,6 +24,7 @@ __all__ = [
     "FusedInvertible",
     "Guaranteed",
     "Invertible",
+    "Renormalizable",
     "Separable",
 ]
 
@@ -73,6 +74,19 @@ class BoundsLipschitz(Protocol):
 
         Raises:
             StabnetError: if no sound bound is known for the part as it stands.
+        """
+        ...
+
+
+@runtime_checkable
+class Renormalizable(Protocol):
+    """A part that follows its weights by an estimate during training, such as that of a norm."""
+
+    def renormalize(self) -> None:
+        """Compute what was estimated from a sound bound of the weights as they stand.
+
+        Raises:
+            InvalidInputError: for weights that are not finite.
         """
         ...
 

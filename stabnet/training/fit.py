@@ -19,6 +19,7 @@ from ..files import write_text
 from ..interfaces import Objective
 from ..plots import save_figure, training_curves
 from ..plugin import build
+from ..renormalization import renormalize
 from .accelerator import Precision, make_accelerator
 from .description import describe_run, load_splits
 from .engine import Engine
@@ -61,9 +62,10 @@ def fit(
 
     After each epoch the model is validated, and a checkpoint is written from which a killed run
     resumes: on the CPU to the bit-identical result. At the end the model holds the weights of the
-    best validation epoch, is evaluated on the test set once (the first 2000 samples again at a
-    tenth of the steps, if it has fixed-step integrators), and is on the training's device; modes
-    of modules and states of global random generators are as they were before.
+    best validation epoch, re-normalized (:func:`stabnet.renormalize`), is evaluated on the test set
+    once (the first 2000 samples again at a tenth of the steps, if it has fixed-step integrators),
+    and is on the training's device; modes of modules and states of global random generators are as
+    they were before.
 
     Args:
         model: the model, usually a :class:`stabnet.StabilityModel`.
@@ -194,6 +196,7 @@ class _Training:
     def finish(self, epochs: int) -> FitResult:
         """Restore the best weights, test them, and write the record."""
         self.ledger.restore_best(self.model)
+        renormalize(self.model)
         test = self._evaluate("test")
         step_size = step_size_sensitivity(
             self.model, self.loaders["test"], accelerator=self.accelerator

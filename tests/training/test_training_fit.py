@@ -437,3 +437,22 @@ def test_batch_size_that_leaves_batch_norm_a_single_sample_is_refused(tmp_path, 
     with pytest.raises(stabnet.InvalidOptionError, match="needs two; use another, such as"):
         fit(model, data, batch_size=batch_size, run_dir=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_trained_model_is_renormalized_before_it_is_tested_and_written(tmp_path):
+    class Lagging(nn.Linear):
+        def renormalize(self):
+            with torch.no_grad():
+                self.weight.div_(self.weight.norm())
+
+    model = make_model()
+    model.head.linear = Lagging(4, 3)
+    result = train(tmp_path / "run", model)
+    assert float(model.head.linear.weight.detach().norm()) == pytest.approx(1, abs=1e-6)
+    written = make_model()
+    stabnet.load_weights(written, result.weights)
+    assert_same_weights(written, model)
+
+
+def test_renormalizing_counts_the_parts_that_needed_it():
+    assert stabnet.renormalize(nn.Linear(2, 2)) == 0
