@@ -12,8 +12,8 @@ from .operators import Operator
 
 __all__ = ["NormEstimate"]
 
-_ROUND_UP = 1 + 2.0**-20
-"""More than rounding in single precision can take from a norm and from a step that it sets."""
+_ROUND_UP = 8
+"""Units by which a norm is rounded up: more than can be lost in it and in a step that it sets."""
 
 
 @final
@@ -29,6 +29,7 @@ class NormEstimate(nn.Module):
 
     Args:
         operator: the operator.
+        weight: its first weights, of which the estimate starts with 20 steps.
         iterations: steps of every call, at least 1.
 
     Attributes:
@@ -80,14 +81,14 @@ class NormEstimate(nn.Module):
     def certify(self, weight: Tensor) -> float:
         """Put a certified upper bound of the norm into the buffer, and return it.
 
-        It is rounded up by enough that a step computed from it in single precision is not too
-        long.
+        It is rounded up by enough that a step computed from it in the precision of the buffer is
+        not too long.
 
         Raises:
             InvalidInputError: for weights that are not finite.
         """
-        bound = self.operator.norm_bound(weight) * _ROUND_UP
-        self.norm.fill_(bound)
+        bound = self.operator.norm_bound(weight)
+        self.norm.fill_(bound * (1 + _ROUND_UP * torch.finfo(self.norm.dtype).eps))
         return float(self.norm)
 
 

@@ -1,5 +1,30 @@
 """BibTeX of the methods in this plugin."""
 
+AOL = """@inproceedings{prach2022almost,
+  title = {Almost-Orthogonal Layers for Efficient General-Purpose {L}ipschitz Networks},
+  author = {Prach, Bernd and Lampert, Christoph H.},
+  booktitle = {European Conference on Computer Vision},
+  year = {2022}
+}"""
+
+CELLEDONI = """@article{celledoni2023dynamical,
+  title = {Dynamical Systems-Based Neural Networks},
+  author = {Celledoni, Elena and Murari, Davide and Owren, Brynjulf and
+            Sch{\\"o}nlieb, Carola-Bibiane and Sherry, Ferdia},
+  journal = {SIAM Journal on Scientific Computing},
+  volume = {45},
+  number = {6},
+  year = {2023}
+}"""
+
+SLL = """@inproceedings{araujo2023unified,
+  title = {A Unified Algebraic Perspective on {L}ipschitz Neural Networks},
+  author = {Araujo, Alexandre and Havens, Aaron and Delattre, Blaise and Allauzen, Alexandre and
+            Hu, Bin},
+  booktitle = {International Conference on Learning Representations},
+  year = {2023}
+}"""
+
 SNN = """@incollection{ehrhardt2025stable,
   title = {Stable Neural Networks and Connections to Continuous Dynamical Systems},
   author = {Ehrhardt, Matthias J. and Murari, Davide and Sherry, Ferdia},
