@@ -12,19 +12,30 @@ from . import references
 _LAZY = {
     "AOL": ".blocks.aol",
     "Activation": ".activations",
+    "Downsample": ".blocks.downsample",
+    "Flatten": ".blocks.flatten",
     "GradientFlow": ".blocks.gradient_flow",
     "GradientFlowPair": ".blocks.gradient_flow_pair",
+    "Lift": ".blocks.lift",
+    "MarginCrossEntropy": ".objectives.margin_cross_entropy",
+    "MarginHinge": ".objectives.margin_hinge",
     "NormEstimate": ".norms",
     "Operator": ".operators",
+    "Project": ".blocks.lift",
+    "ProjectedDownsample": ".blocks.downsample",
+    "Residual": ".blocks.residual",
     "SLL": ".blocks.sll",
     "aol": ".blocks.aol",
+    "downsample": ".blocks.downsample",
     "feed_forward_activation": ".activations",
     "gradient_flow": ".blocks.gradient_flow",
     "gradient_flow_conv": ".blocks.gradient_flow",
     "max_min": ".activations",
     "monotone_activation": ".activations",
+    "nonexpansive_net": ".models.nonexpansive_net",
     "operator": ".operators",
     "rescaled_rows": ".rescaling",
+    "resnet_twin": ".models.resnet_twin",
     "sll": ".blocks.sll",
 }
 
@@ -32,18 +43,29 @@ __all__ = [
     "AOL",
     "SLL",
     "Activation",
+    "Downsample",
+    "Flatten",
     "GradientFlow",
     "GradientFlowPair",
+    "Lift",
+    "MarginCrossEntropy",
+    "MarginHinge",
     "NormEstimate",
     "Operator",
+    "Project",
+    "ProjectedDownsample",
+    "Residual",
     "aol",
+    "downsample",
     "feed_forward_activation",
     "gradient_flow",
     "gradient_flow_conv",
     "max_min",
     "monotone_activation",
+    "nonexpansive_net",
     "operator",
     "rescaled_rows",
+    "resnet_twin",
     "sll",
 ]
 
@@ -79,6 +101,8 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         example={"state_shape": (4,), "hidden": 6},
     )
     _register_closed_forms(registrar)
+    _register_shapes(registrar)
+    _register_networks(registrar)
 
 
 def _register_closed_forms(registrar: stabnet.Registrar) -> None:
@@ -96,4 +120,87 @@ def _register_closed_forms(registrar: stabnet.Registrar) -> None:
         summary="almost-orthogonal layer of norm one, columns rescaled in closed form",
         reference=references.AOL,
         example={"state_shape": (4,), "features": 4},
+    )
+
+
+def _register_shapes(registrar: stabnet.Registrar) -> None:
+    """Register the blocks that change the shape of a state, and expand no distance."""
+    registrar.block(
+        "downsample",
+        "stabnet_gradient_flow.blocks.downsample:downsample",
+        summary="half the height and width, patches turned into channels by an isometry",
+        reference=references.SNN,
+        example={"state_shape": (2, 4, 4), "basis": "haar"},
+    )
+    registrar.block(
+        "lift",
+        "stabnet_gradient_flow.blocks.lift:Lift",
+        summary="more channels, by zeros",
+        reference=references.SNN,
+        example={"state_shape": (2, 4, 4), "channels": 3},
+    )
+    registrar.block(
+        "project",
+        "stabnet_gradient_flow.blocks.lift:Project",
+        summary="fewer channels, the first ones",
+        reference=references.SNN,
+        example={"state_shape": (3, 4, 4), "channels": 2},
+    )
+    registrar.block(
+        "flatten",
+        "stabnet_gradient_flow.blocks.flatten:Flatten",
+        summary="an image as a vector",
+        reference=references.SNN,
+        example={"state_shape": (2, 4, 4)},
+    )
+
+
+def _register_networks(registrar: stabnet.Registrar) -> None:
+    """Register the networks for images, and the objectives that train them for the radius."""
+    registrar.block(
+        "residual",
+        "stabnet_gradient_flow.blocks.residual:Residual",
+        summary="residual block without a constraint, to compare with",
+        reference=references.SNN,
+        example={"state_shape": (2, 4, 4)},
+    )
+    registrar.model(
+        "nonexpansive_net",
+        "stabnet_gradient_flow.models.nonexpansive_net:nonexpansive_net",
+        summary="classifier of images, non-expansive up to its last layer",
+        reference=references.SNN,
+        example={
+            "in_shape": (1, 8, 8),
+            "num_outputs": 3,
+            "channels": (2, 4),
+            "blocks": (1, 1),
+            "features": (6,),
+        },
+    )
+    registrar.model(
+        "resnet_twin",
+        "stabnet_gradient_flow.models.resnet_twin:resnet_twin",
+        summary="the same network as nonexpansive_net with free residual blocks",
+        reference=references.SNN,
+        example={
+            "in_shape": (1, 8, 8),
+            "num_outputs": 3,
+            "channels": (2, 4),
+            "blocks": (1, 1),
+            "features": (6,),
+        },
+    )
+    registrar.objective(
+        "margin_cross_entropy",
+        "stabnet_gradient_flow.objectives.margin_cross_entropy:MarginCrossEntropy",
+        summary="cross entropy of certified radii, with a margin and a temperature",
+        reference=(references.SNN, references.TSUZUKU, references.AOL),
+        example={},
+    )
+    registrar.objective(
+        "margin_hinge",
+        "stabnet_gradient_flow.objectives.margin_hinge:MarginHinge",
+        summary="how much the certified radius falls short of a margin",
+        reference=(references.SNN, references.ANIL),
+        example={"margin": 1.0},
     )

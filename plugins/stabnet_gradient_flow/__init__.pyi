@@ -6,13 +6,24 @@ from .activations import max_min as max_min
 from .activations import monotone_activation as monotone_activation
 from .blocks.aol import AOL as AOL
 from .blocks.aol import aol as aol
+from .blocks.downsample import Downsample as Downsample
+from .blocks.downsample import ProjectedDownsample as ProjectedDownsample
+from .blocks.downsample import downsample as downsample
+from .blocks.flatten import Flatten as Flatten
 from .blocks.gradient_flow import GradientFlow as GradientFlow
 from .blocks.gradient_flow import gradient_flow as gradient_flow
 from .blocks.gradient_flow import gradient_flow_conv as gradient_flow_conv
 from .blocks.gradient_flow_pair import GradientFlowPair as GradientFlowPair
+from .blocks.lift import Lift as Lift
+from .blocks.lift import Project as Project
+from .blocks.residual import Residual as Residual
 from .blocks.sll import SLL as SLL
 from .blocks.sll import sll as sll
+from .models.nonexpansive_net import nonexpansive_net as nonexpansive_net
+from .models.resnet_twin import resnet_twin as resnet_twin
 from .norms import NormEstimate as NormEstimate
+from .objectives.margin_cross_entropy import MarginCrossEntropy as MarginCrossEntropy
+from .objectives.margin_hinge import MarginHinge as MarginHinge
 from .operators import Operator as Operator
 from .operators import operator as operator
 from .rescaling import rescaled_rows as rescaled_rows
@@ -21,18 +32,29 @@ __all__ = [
     "AOL",
     "SLL",
     "Activation",
+    "Downsample",
+    "Flatten",
     "GradientFlow",
     "GradientFlowPair",
+    "Lift",
+    "MarginCrossEntropy",
+    "MarginHinge",
     "NormEstimate",
     "Operator",
+    "Project",
+    "ProjectedDownsample",
+    "Residual",
     "aol",
+    "downsample",
     "feed_forward_activation",
     "gradient_flow",
     "gradient_flow_conv",
     "max_min",
     "monotone_activation",
+    "nonexpansive_net",
     "operator",
     "rescaled_rows",
+    "resnet_twin",
     "sll",
 ]
 

@@ -1,5 +1,12 @@
 """BibTeX of the methods in this plugin."""
 
+ANIL = """@inproceedings{anil2019sorting,
+  title = {Sorting Out {L}ipschitz Function Approximation},
+  author = {Anil, Cem and Lucas, James and Grosse, Roger},
+  booktitle = {International Conference on Machine Learning},
+  year = {2019}
+}"""
+
 AOL = """@inproceedings{prach2022almost,
   title = {Almost-Orthogonal Layers for Efficient General-Purpose {L}ipschitz Networks},
   author = {Prach, Bernd and Lampert, Christoph H.},
@@ -29,4 +36,12 @@ SNN = """@incollection{ehrhardt2025stable,
   title = {Stable Neural Networks and Connections to Continuous Dynamical Systems},
   author = {Ehrhardt, Matthias J. and Murari, Davide and Sherry, Ferdia},
   year = {2025}
+}"""
+
+TSUZUKU = """@inproceedings{tsuzuku2018lipschitz,
+  title = {Lipschitz-Margin Training: Scalable Certification of Perturbation Invariance for Deep
+           Neural Networks},
+  author = {Tsuzuku, Yusuke and Sato, Issei and Sugiyama, Masashi},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2018}
 }"""

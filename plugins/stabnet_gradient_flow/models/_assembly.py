@@ -1,0 +1,149 @@
+"""How the models of this plugin are put together: resolutions of an image, then a dense tail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from torch import nn
+
+import stabnet
+from stabnet import InvalidOptionError, StabilityModel, Stack
+from stabnet.interfaces import Block
+from stabnet.values import shape, whole
+
+from ..blocks.downsample import Basis, downsample
+from ..blocks.flatten import Flatten
+from ..blocks.lift import Lift, Project
+
+__all__ = ["Part", "assembled"]
+
+Part = str | Mapping[str, Any]
+"""A block to build many times: its name, or a dict of its name and options."""
+
+_WIDTH = "features"
+"""The option of a block that can change the number of channels (or of entries): how many."""
+
+
+def assembled(
+    in_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    block: Part,
+    channels: Sequence[int],
+    blocks: Sequence[int],
+    dense_block: Part,
+    features: Sequence[int],
+    basis: Basis,
+    head: str | Mapping[str, Any] | nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> StabilityModel:
+    """Put a model together; see :func:`stabnet_gradient_flow.nonexpansive_net` for the options.
+
+    Raises:
+        InvalidOptionError: for options out of range, or that do not fit the image.
+    """
+    chain = _Chain(shape("in_shape", in_shape))
+    widths, counts = _resolutions(chain.shape, channels, blocks)
+    for index, (width, count) in enumerate(zip(widths, counts, strict=True)):
+        if index:
+            # Channels to be dropped are left to a block that can choose among them.
+            fewer = None if count and _width_option("block", block) else min(width, 4 * chain.width)
+            chain.add(downsample(state_shape=chain.shape, basis=basis, channels=fewer))
+        if not count:
+            chain.resize(width)
+        for _ in range(count):
+            chain.add_part("block", block, width)
+    chain.add(Flatten(chain.shape))
+    for size in features:
+        chain.add_part("dense_block", dense_block, whole("each entry of features", size, 1))
+    backbone = stabnet.build("identity", kind="backbone", in_shape=tuple(in_shape))
+    readout = stabnet.build(head, kind="head", in_features=chain.width, num_outputs=num_outputs)
+    return StabilityModel(in_shape, num_outputs, backbone, Stack(chain.stages), readout, mean, std)
+
+
+@final
+class _Chain:
+    """Blocks one after another, and the shape of the state behind them.
+
+    Args:
+        shape: shape of the first state.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.stages: list[Block] = []
+
+    @property
+    def width(self) -> int:
+        """Number of channels, or of entries of a vector."""
+        return self.shape[0]
+
+    def add(self, block: Block) -> None:
+        """Append a block."""
+        self.stages.append(block)
+        self.shape = tuple(getattr(block, "out_shape", block.state_shape))
+
+    def resize(self, width: int) -> None:
+        """Append zeros, or leave out the last channels, where there are not so many of them."""
+        if width > self.width:
+            self.add(Lift(self.shape, width))
+        elif width < self.width:
+            self.add(Project(self.shape, width))
+
+    def add_part(self, option: str, part: Part, width: int) -> None:
+        """Append a block that leaves so many channels; it changes their number itself if it can."""
+        own = _width_option(option, part)
+        if own is None:
+            self.resize(width)
+            self.add(stabnet.build(part, kind="block", state_shape=self.shape))
+            return
+        if isinstance(part, Mapping) and part.get(own) is None:  # left open, not given twice
+            part = {key: value for key, value in part.items() if key != own}
+        self.add(stabnet.build(part, kind="block", state_shape=self.shape, **{own: width}))
+
+
+def _width_option(option: str, part: Part) -> str | None:
+    """Return the option by which a block changes the number of channels, if it has one.
+
+    Raises:
+        InvalidOptionError: for a module, which cannot be built many times.
+    """
+    if not isinstance(part, (str, Mapping)):
+        raise InvalidOptionError(
+            f"{option} is built many times, so that one module cannot be it; got a "
+            f"{type(part).__name__}. Give a name, or a dict of a name and options"
+        )
+    name = part if isinstance(part, str) else str(part.get("name"))
+    options = stabnet.info(name, kind="block").signature.parameters
+    return next((option for option in _WIDTH_OPTIONS if option in options), None)
+
+
+def _resolutions(
+    in_shape: tuple[int, ...], channels: Sequence[int], blocks: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return channels and number of blocks of every resolution.
+
+    Raises:
+        InvalidOptionError: if they don't match, or the image cannot be halved so often.
+    """
+    widths = tuple(whole("each entry of channels", width, 1) for width in channels)
+    counts = tuple(whole("each entry of blocks", count, 0) for count in blocks)
+    if len(widths) != len(counts):
+        raise InvalidOptionError(
+            f"channels={widths} and blocks={counts} must have one number each per resolution"
+        )
+    if widths and len(in_shape) != 3:
+        raise InvalidOptionError(
+            f"channels={widths} are those of images (channels, height, width); inputs have shape "
+            f"{in_shape}. Use channels=() and blocks=(), and features for the dense blocks"
+        )
+    for halvings in range(1, len(widths)):
+        if any(size % 2**halvings for size in in_shape[1:]):
+            raise InvalidOptionError(
+                f"channels={widths} asks for {len(widths)} resolutions, but images of "
+                f"{in_shape[1]} × {in_shape[2]} can be halved {halvings - 1} times; give at most "
+                f"{halvings} numbers, or pad the images"
+            )
+    return widths, counts
