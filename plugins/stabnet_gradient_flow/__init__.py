@@ -14,6 +14,7 @@ _LAZY = {
     "Activation": ".activations",
     "Downsample": ".blocks.downsample",
     "Flatten": ".blocks.flatten",
+    "FreeResidual": ".blocks.free_residual",
     "GradientFlow": ".blocks.gradient_flow",
     "GradientFlowPair": ".blocks.gradient_flow_pair",
     "Lift": ".blocks.lift",
@@ -23,7 +24,6 @@ _LAZY = {
     "Operator": ".operators",
     "Project": ".blocks.lift",
     "ProjectedDownsample": ".blocks.downsample",
-    "Residual": ".blocks.residual",
     "SLL": ".blocks.sll",
     "aol": ".blocks.aol",
     "downsample": ".blocks.downsample",
@@ -45,6 +45,7 @@ __all__ = [
     "Activation",
     "Downsample",
     "Flatten",
+    "FreeResidual",
     "GradientFlow",
     "GradientFlowPair",
     "Lift",
@@ -54,7 +55,6 @@ __all__ = [
     "Operator",
     "Project",
     "ProjectedDownsample",
-    "Residual",
     "aol",
     "downsample",
     "feed_forward_activation",
@@ -158,8 +158,8 @@ def _register_shapes(registrar: stabnet.Registrar) -> None:
 def _register_networks(registrar: stabnet.Registrar) -> None:
     """Register the networks for images, and the objectives that train them for the radius."""
     registrar.block(
-        "residual",
-        "stabnet_gradient_flow.blocks.residual:Residual",
+        "free_residual",
+        "stabnet_gradient_flow.blocks.free_residual:FreeResidual",
         summary="residual block without a constraint, to compare with",
         reference=references.SNN,
         example={"state_shape": (2, 4, 4)},

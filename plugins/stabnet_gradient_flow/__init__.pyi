@@ -10,13 +10,13 @@ from .blocks.downsample import Downsample as Downsample
 from .blocks.downsample import ProjectedDownsample as ProjectedDownsample
 from .blocks.downsample import downsample as downsample
 from .blocks.flatten import Flatten as Flatten
+from .blocks.free_residual import FreeResidual as FreeResidual
 from .blocks.gradient_flow import GradientFlow as GradientFlow
 from .blocks.gradient_flow import gradient_flow as gradient_flow
 from .blocks.gradient_flow import gradient_flow_conv as gradient_flow_conv
 from .blocks.gradient_flow_pair import GradientFlowPair as GradientFlowPair
 from .blocks.lift import Lift as Lift
 from .blocks.lift import Project as Project
-from .blocks.residual import Residual as Residual
 from .blocks.sll import SLL as SLL
 from .blocks.sll import sll as sll
 from .models.nonexpansive_net import nonexpansive_net as nonexpansive_net
@@ -34,6 +34,7 @@ __all__ = [
     "Activation",
     "Downsample",
     "Flatten",
+    "FreeResidual",
     "GradientFlow",
     "GradientFlowPair",
     "Lift",
@@ -43,7 +44,6 @@ __all__ = [
     "Operator",
     "Project",
     "ProjectedDownsample",
-    "Residual",
     "aol",
     "downsample",
     "feed_forward_activation",

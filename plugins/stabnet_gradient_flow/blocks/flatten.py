@@ -48,7 +48,7 @@ class Flatten(Block):
     ) -> Float[Tensor, "batch ..."]:
         """Return the vector in the shape of the state."""
         check_state(z, self.out_shape)
-        return z.unflatten(1, self.state_shape)
+        return z.reshape(-1, *self.state_shape)
 
     def lipschitz_bound(self) -> float:
         """Return 1: no entry is changed."""

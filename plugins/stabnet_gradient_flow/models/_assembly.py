@@ -49,8 +49,9 @@ def assembled(
     for index, (width, count) in enumerate(zip(widths, counts, strict=True)):
         if index:
             # Channels to be dropped are left to a block that can choose among them.
-            fewer = None if count and _width_option("block", block) else min(width, 4 * chain.width)
-            chain.add(downsample(state_shape=chain.shape, basis=basis, channels=fewer))
+            chosen = count > 0 and _sets_width("block", block)
+            kept = None if chosen else min(width, 4 * chain.width)
+            chain.add(downsample(state_shape=chain.shape, basis=basis, channels=kept))
         if not count:
             chain.resize(width)
         for _ in range(count):
@@ -94,18 +95,18 @@ class _Chain:
 
     def add_part(self, option: str, part: Part, width: int) -> None:
         """Append a block that leaves so many channels; it changes their number itself if it can."""
-        own = _width_option(option, part)
-        if own is None:
+        options: dict[str, Any] = {}
+        if _sets_width(option, part):
+            options[_WIDTH] = width
+            if isinstance(part, Mapping) and part.get(_WIDTH) is None:  # left open, not given twice
+                part = {key: value for key, value in part.items() if key != _WIDTH}
+        else:
             self.resize(width)
-            self.add(stabnet.build(part, kind="block", state_shape=self.shape))
-            return
-        if isinstance(part, Mapping) and part.get(own) is None:  # left open, not given twice
-            part = {key: value for key, value in part.items() if key != own}
-        self.add(stabnet.build(part, kind="block", state_shape=self.shape, **{own: width}))
+        self.add(stabnet.build(part, kind="block", state_shape=self.shape, **options))
 
 
-def _width_option(option: str, part: Part) -> str | None:
-    """Return the option by which a block changes the number of channels, if it has one.
+def _sets_width(option: str, part: Part) -> bool:
+    """Return whether a block can change the number of channels by itself.
 
     Raises:
         InvalidOptionError: for a module, which cannot be built many times.
@@ -117,7 +118,7 @@ def _width_option(option: str, part: Part) -> str | None:
         )
     name = part if isinstance(part, str) else str(part.get("name"))
     options = stabnet.info(name, kind="block").signature.parameters
-    return next((option for option in _WIDTH_OPTIONS if option in options), None)
+    return _WIDTH in options
 
 
 def _resolutions(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from stabnet import InvalidOptionError, StabilityModel
+from stabnet import InvalidOptionError, StabilityModel, Stack
 from stabnet.interfaces import BoundsLipschitz
 
 from ..blocks.downsample import Basis
@@ -41,7 +41,8 @@ def nonexpansive_net(
     track their norms, and have it certified.
 
     >>> import stabnet
-    >>> net = stabnet.build("nonexpansive_net", in_shape=(1, 28, 28), channels=(1, 8), blocks=(0, 1))
+    >>> options = {"channels": (1, 8), "blocks": (0, 1)}
+    >>> net = stabnet.build("nonexpansive_net", in_shape=(1, 28, 28), **options)
     >>> [type(stage).__name__ for stage in net.dynamics.stages]
     ['Downsample', 'Lift', 'GradientFlow', 'Flatten']
 
@@ -84,6 +85,7 @@ def nonexpansive_net(
         mean=mean,
         std=std,
     )
+    assert isinstance(model.dynamics, Stack)
     for stage in model.dynamics.stages:
         if not isinstance(stage, BoundsLipschitz):
             raise InvalidOptionError(

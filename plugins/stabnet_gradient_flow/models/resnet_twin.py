@@ -19,10 +19,10 @@ def resnet_twin(
     *,
     in_shape: Sequence[int] = (3, 32, 32),
     num_outputs: int = 10,
-    block: Part = "residual",
+    block: Part = "free_residual",
     channels: Sequence[int] = (16, 64, 128),
     blocks: Sequence[int] = (2, 2, 2),
-    dense_block: Part = "residual",
+    dense_block: Part = "free_residual",
     features: Sequence[int] = (),
     basis: Basis = "pixels",
     head: str | Mapping[str, Any] | nn.Module = "linear",
@@ -32,9 +32,9 @@ def resnet_twin(
     """Build the twin of ``nonexpansive_net`` whose blocks are not constrained.
 
     The architecture is the same, down to the shapes of all states; blocks are ``z + Bσ(Az + b)``
-    with free ``A`` and ``B``. Since the two are not tied, ``residual`` has half as many hidden
+    with free ``A`` and ``B``. Since the two are not tied, ``free_residual`` has half as many hidden
     channels by default, so that both nets have about equally many parameters; set ``{"name":
-    "residual", "hidden": …}`` for hidden channels as wide as those of the other net, and twice the
+    "free_residual", "hidden": …}`` for hidden channels as wide as those of the other net, and twice the
     parameters.
 
     Nothing is claimed of it. Its Lipschitz constant can be bounded, by a large number.

@@ -82,13 +82,13 @@ def nominal_radii(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = y.long()[:, None]
     gaps = logits.gather(1, labels) - logits
-    known = isinstance(model, StabilityModel)
-    affine = affine_parameters(model.head) if known else None
+    affine, std = None, None
+    if isinstance(model, StabilityModel):
+        affine, std = affine_parameters(model.head), getattr(model.normalize, "std", None)
     if affine is None:
         radii = gaps / math.sqrt(2)
     else:
         radii = gaps / _distances(affine[0].to(logits.dtype))[labels[:, 0]]
-    std: Tensor | None = getattr(model.normalize, "std", None) if known else None
     if std is not None:
         radii = radii * std.amin()
     return radii.scatter(1, labels, math.inf)

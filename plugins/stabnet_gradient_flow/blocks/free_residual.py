@@ -15,11 +15,11 @@ from stabnet.interfaces import Block, Features
 from ..activations import monotone_activation
 from ..operators import PaddingMode, operator
 
-__all__ = ["Residual"]
+__all__ = ["FreeResidual"]
 
 
 @final
-class Residual(Block):
+class FreeResidual(Block):
     r"""A residual block :math:`z \mapsto z + B \sigma(Az + b)` with free matrices or convolutions.
 
     The non-expansive block :math:`z - h A^\top \sigma(Az + b)` is the case :math:`B = -h A^\top`.
