@@ -278,7 +278,12 @@ def attack(
 @app.command()
 def certify(
     source: Annotated[Path, typer.Argument(help="A run folder, or a saved model.")],
-    eps: Annotated[float, typer.Option(help="Radius in the maximum norm; images are in [0, 1].")],
+    eps: Annotated[
+        list[float], typer.Option(help="Radius; images are in [0, 1]. In l2 it may be repeated.")
+    ],
+    norm: Annotated[
+        str, typer.Option(help="'linf' (by interval bounds) or 'l2' (by Lipschitz bounds).")
+    ] = "linf",
     data: Annotated[
         str | None, typer.Option(help="A data set (by default the one trained on)")
     ] = None,
@@ -292,6 +297,7 @@ def certify(
     report = certify_file(
         source,
         eps=eps,
+        norm=norm,
         data=data,
         root=root,
         download=download,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import stabnet
 from .errors import InvalidOptionError, MissingDataError
 
 if TYPE_CHECKING:
-    from .certify import CertificationReport
+    from .certify import CertificationReport, RadiusReport
     from .data import Dataset
     from .robustness import RobustnessReport
     from .training import FitResult
@@ -121,19 +121,22 @@ def attack_file(
 def certify_file(
     source: Path,
     *,
-    eps: float,
+    eps: float | Sequence[float],
+    norm: str = "linf",
     data: str | None = None,
     root: Path | None = None,
     download: bool = False,
     images: int | None = None,
     batch_size: int = 128,
     device: str | None = None,
-) -> CertificationReport:
+) -> CertificationReport | RadiusReport:
     """Certify a trained model on the test set.
 
     Args:
         source: a run folder, or a file that :func:`stabnet.save` wrote.
-        eps: radius of the perturbations, in the maximum norm and in pixel units.
+        eps: radius of the perturbations, in pixel units; in l2 there may be several.
+        norm: ``"linf"``, see :func:`stabnet.certify.verified_accuracy`, or ``"l2"``, see
+            :func:`stabnet.certify.certified_accuracy`.
         data: a registered data set; by default the one the run was trained on.
         root: where data sets are kept; see :func:`stabnet.data.data_root`.
         download: whether to download a data set that is missing.
@@ -150,9 +153,22 @@ def certify_file(
     """
     if images is not None and images < 1:
         raise InvalidOptionError(f"images={images}; certify at least one")
+    if norm not in ("linf", "l2"):
+        raise InvalidOptionError(f"norm={norm!r} is unknown; it is 'linf' or 'l2'")
+    radii = (eps,) if isinstance(eps, int | float) else tuple(eps)
+    if norm == "linf" and len(radii) != 1:
+        raise InvalidOptionError(
+            f"eps={list(radii)}: in the norm linf every radius is a certificate of its own; give "
+            "one radius"
+        )
     model, dataset = _model_and_data(source, data, root, download, device)
     batches = stabnet.data.loader(dataset.test, batch_size=batch_size)
-    report = stabnet.certify.verified_accuracy(model, batches, eps, max_images=images)
+    certify = stabnet.certify
+    report = (
+        certify.certified_accuracy(model, batches, radii, max_images=images)
+        if norm == "l2"
+        else certify.verified_accuracy(model, batches, radii[0], max_images=images)
+    )
     if source.is_dir():
         report.write_json(source / "certification.json")
     return report
