@@ -1,4 +1,4 @@
-"""Robust accuracy: how it falls with the radius of an attack."""
+"""Robust accuracy: how it falls with the radius, under attacks and as certified."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _UNITS = {"linf": 255.0, "l2": 1.0}
 @final
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """Accuracy of one model under one attack.
+    """Accuracy of one model under one attack, or certified against all.
 
     Attributes:
         model: the model's name.
-        attack: the attack's name.
+        attack: the attack's name; ``None`` for accuracy that is certified whatever the attack.
         eps: radii, increasing, in pixel units (images in [0, 1]); 0 for clean accuracy.
         accuracy: the accuracy at each radius, in [0, 1].
 
@@ -34,12 +34,17 @@ class AccuracyCurve:
     """
 
     model: str
-    attack: str
+    attack: str | None
     eps: Sequence[float]
     accuracy: Sequence[float]
 
+    @property
+    def label(self) -> str:
+        """What the curve is of, in words."""
+        return f"{self.model}, {self.attack or 'certified'}"
+
     def __post_init__(self) -> None:
-        where = f"the curve of {self.model!r} under {self.attack!r}"
+        where = f"the curve of {self.label!r}"
         if not self.eps or len(self.eps) != len(self.accuracy):
             raise InvalidInputError(
                 f"{where} has {len(self.eps)} radii and {len(self.accuracy)} accuracies; give as "
@@ -64,6 +69,9 @@ def accuracy_curves(
 ) -> Figure:
     """Plot accuracy against the radius: a color for each model, a line style for each attack.
 
+    Below a certified curve the plane is filled: no attack on that model gets there. Between two
+    radii it is as low as at the larger one, since that much is certified.
+
     Args:
         curves: at least one.
         norm: the norm of the radii; ``"linf"`` radii are labeled in 255ths.
@@ -80,17 +88,18 @@ def accuracy_curves(
     if norm not in _UNITS:
         raise InvalidInputError(f"norm={norm!r} is unknown; it is 'linf' or 'l2'")
     models = list(dict.fromkeys(c.model for c in curves))
-    attacks = list(dict.fromkeys(c.attack for c in curves))
+    attacks = list(dict.fromkeys(c.attack for c in curves if c.attack is not None))
     figure, (panel,) = new_figure()
     for curve in curves:
-        panel.plot(
-            [_UNITS[norm] * e for e in curve.eps],
-            [100 * a for a in curve.accuracy],
-            color=f"C{models.index(curve.model) % 10}",
-            linestyle=_LINES[attacks.index(curve.attack) % len(_LINES)],
-            marker=".",
-            label=f"{curve.model}, {curve.attack}",
-        )
+        color = f"C{models.index(curve.model) % 10}"
+        radii = [_UNITS[norm] * e for e in curve.eps]
+        percent = [100 * a for a in curve.accuracy]
+        if curve.attack is None:
+            panel.plot(radii, percent, color=color, drawstyle="steps-pre", label=curve.label)
+            panel.fill_between(radii, percent, step="pre", color=color, alpha=0.15, linewidth=0)
+        else:
+            style = _LINES[attacks.index(curve.attack) % len(_LINES)]
+            panel.plot(radii, percent, style, color=color, marker=".", label=curve.label)
     if chance is not None:
         panel.axhline(100 * chance, color="gray", linewidth=0.8, label="chance")
     panel.set_xlabel("radius ε, linf, in 1/255" if norm == "linf" else "radius ε, l2")

@@ -45,12 +45,31 @@ def test_accuracy_curves_color_models_and_dash_attacks():
     assert lines[4].get_label() == "chance"
 
 
+def test_certified_curves_are_filled_below_and_take_no_line_style_from_attacks():
+    eps = [0, 0.5, 1]
+    curves = [
+        AccuracyCurve("sll", None, eps, [0.9, 0.6, 0.2]),
+        AccuracyCurve("sll", "pgd_l2", eps, [0.9, 0.7, 0.4]),
+    ]
+    (panel,) = accuracy_curves(curves, norm="l2").axes
+    certified, attacked = panel.get_lines()
+    assert (certified.get_label(), attacked.get_label()) == ("sll, certified", "sll, pgd_l2")
+    assert (certified.get_marker(), attacked.get_marker()) == ("None", ".")
+    assert certified.get_color() == attacked.get_color()
+    assert (certified.get_linestyle(), attacked.get_linestyle()) == ("-", "-")
+    assert list(certified.get_ydata()) == pytest.approx([90, 60, 20])
+    (filled,) = panel.collections
+    (area,) = filled.get_paths()
+    inside = [area.contains_point(p) for p in [(0.25, 59), (0.25, 61), (0.75, 19), (0.75, 21)]]
+    assert inside == [True, False, True, False]  # as low as at the next radius
+
+
 @pytest.mark.parametrize(
     ("eps", "accuracy"),
     [([], []), ([0.1], [0.5, 0.4]), ([0.2, 0.1], [0.5, 0.4]), ([-0.1], [0.5]), ([0.1], [90.0])],
 )
 def test_impossible_curves_are_refused(eps, accuracy):
-    with pytest.raises(stabnet.InvalidInputError, match="the curve of 'deq'"):
+    with pytest.raises(stabnet.InvalidInputError, match="the curve of 'deq, pgd'"):
         AccuracyCurve("deq", "pgd", eps, accuracy)
 
 
