@@ -25,11 +25,13 @@ _LAZY = {
     "Project": ".blocks.lift",
     "ProjectedDownsample": ".blocks.downsample",
     "SLL": ".blocks.sll",
+    "Scale": ".blocks.scale",
     "aol": ".blocks.aol",
     "downsample": ".blocks.downsample",
     "feed_forward_activation": ".activations",
     "gradient_flow": ".blocks.gradient_flow",
     "gradient_flow_conv": ".blocks.gradient_flow",
+    "invnet": ".models.invnet",
     "max_min": ".activations",
     "monotone_activation": ".activations",
     "nonexpansive_net": ".models.nonexpansive_net",
@@ -55,11 +57,13 @@ __all__ = [
     "Operator",
     "Project",
     "ProjectedDownsample",
+    "Scale",
     "aol",
     "downsample",
     "feed_forward_activation",
     "gradient_flow",
     "gradient_flow_conv",
+    "invnet",
     "max_min",
     "monotone_activation",
     "nonexpansive_net",
@@ -102,6 +106,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     )
     _register_closed_forms(registrar)
     _register_shapes(registrar)
+    _register_inverse_problems(registrar)
     _register_networks(registrar)
 
 
@@ -119,7 +124,8 @@ def _register_closed_forms(registrar: stabnet.Registrar) -> None:
         "stabnet_gradient_flow.blocks.aol:aol",
         summary="almost-orthogonal layer of norm one, columns rescaled in closed form",
         reference=references.AOL,
-        example={"state_shape": (4,), "features": 4},
+        # One channel and tap, where the first weights are no kink of |WᵀW|.
+        example={"state_shape": (1, 4, 4), "features": 2, "kernel_size": 1},
     )
 
 
@@ -152,6 +158,24 @@ def _register_shapes(registrar: stabnet.Registrar) -> None:
         summary="an image as a vector",
         reference=references.SNN,
         example={"state_shape": (2, 4, 4)},
+    )
+
+
+def _register_inverse_problems(registrar: stabnet.Registrar) -> None:
+    """Register the network of a given Lipschitz constant, and the block that sets it."""
+    registrar.block(
+        "scale",
+        "stabnet_gradient_flow.blocks.scale:Scale",
+        summary="a learned factor of bounded size",
+        reference=references.SNN,
+        example={"state_shape": (4,), "largest": 0.5},
+    )
+    registrar.model(
+        "invnet",
+        "stabnet_gradient_flow.models.invnet:invnet",
+        summary="reconstruction of vectors from measurements, with a given Lipschitz constant",
+        reference=references.SNN,
+        example={"in_shape": (3,), "num_outputs": 2, "width": 5, "blocks": 2},
     )
 
 

@@ -17,8 +17,10 @@ from .blocks.gradient_flow import gradient_flow_conv as gradient_flow_conv
 from .blocks.gradient_flow_pair import GradientFlowPair as GradientFlowPair
 from .blocks.lift import Lift as Lift
 from .blocks.lift import Project as Project
+from .blocks.scale import Scale as Scale
 from .blocks.sll import SLL as SLL
 from .blocks.sll import sll as sll
+from .models.invnet import invnet as invnet
 from .models.nonexpansive_net import nonexpansive_net as nonexpansive_net
 from .models.resnet_twin import resnet_twin as resnet_twin
 from .norms import NormEstimate as NormEstimate
@@ -44,11 +46,13 @@ __all__ = [
     "Operator",
     "Project",
     "ProjectedDownsample",
+    "Scale",
     "aol",
     "downsample",
     "feed_forward_activation",
     "gradient_flow",
     "gradient_flow_conv",
+    "invnet",
     "max_min",
     "monotone_activation",
     "nonexpansive_net",
