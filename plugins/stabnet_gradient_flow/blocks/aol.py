@@ -65,6 +65,7 @@ class AOL(Block):
     tight where the columns are orthogonal, and there the layer starts: at orthonormal columns, for
     a convolution those of its center tap, which make :math:`WD` an isometry; with fewer outgoing
     than incoming features, where they cannot be orthogonal, at a :math:`WD` with orthonormal rows.
+    Orthogonal columns are a kink of :math:`|W^\top W|`, where gradients are those of one side.
 
     A forward pass computes :math:`W^\top W` anew, one product of the weight with itself; see
     :func:`stabnet_gradient_flow.rescaled_rows` for its cost.
@@ -162,4 +163,4 @@ def _initial_weight(shape: tuple[int, ...]) -> Float[Tensor, "out in ..."]:
     basis = nn.init.orthogonal_(torch.empty(rows, min(rows, columns)))
     weight = torch.zeros(math.prod(shape[2:]), rows, columns)
     weight[len(weight) // 2] = basis[:, torch.arange(columns) % basis.shape[1]]
-    return weight.movedim(0, -1).reshape(shape)
+    return weight.movedim(0, -1).reshape(shape).contiguous()
