@@ -12,6 +12,7 @@ from . import references
 _LAZY = {
     "AOL": ".blocks.aol",
     "Activation": ".activations",
+    "Cayley": ".blocks.cayley",
     "Downsample": ".blocks.downsample",
     "Flatten": ".blocks.flatten",
     "FreeResidual": ".blocks.free_residual",
@@ -25,8 +26,11 @@ _LAZY = {
     "Project": ".blocks.lift",
     "ProjectedDownsample": ".blocks.downsample",
     "SLL": ".blocks.sll",
+    "Sandwich": ".blocks.sandwich",
     "Scale": ".blocks.scale",
+    "SemiOrthogonal": ".semi_orthogonal",
     "aol": ".blocks.aol",
+    "cayley": ".cayley_map",
     "downsample": ".blocks.downsample",
     "feed_forward_activation": ".activations",
     "gradient_flow": ".blocks.gradient_flow",
@@ -45,6 +49,7 @@ __all__ = [
     "AOL",
     "SLL",
     "Activation",
+    "Cayley",
     "Downsample",
     "Flatten",
     "FreeResidual",
@@ -57,8 +62,11 @@ __all__ = [
     "Operator",
     "Project",
     "ProjectedDownsample",
+    "Sandwich",
     "Scale",
+    "SemiOrthogonal",
     "aol",
+    "cayley",
     "downsample",
     "feed_forward_activation",
     "gradient_flow",
@@ -105,6 +113,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
         example={"state_shape": (4,), "hidden": 6},
     )
     _register_closed_forms(registrar)
+    _register_cayley(registrar)
     _register_shapes(registrar)
     _register_inverse_problems(registrar)
     _register_networks(registrar)
@@ -126,6 +135,24 @@ def _register_closed_forms(registrar: stabnet.Registrar) -> None:
         reference=references.AOL,
         # One channel and tap, where the first weights are no kink of |WᵀW|.
         example={"state_shape": (1, 4, 4), "features": 2, "kernel_size": 1},
+    )
+
+
+def _register_cayley(registrar: stabnet.Registrar) -> None:
+    """Register the layers whose matrices come from the Cayley map."""
+    registrar.block(
+        "cayley",
+        "stabnet_gradient_flow.blocks.cayley:Cayley",
+        summary="orthogonal layer by the Cayley map; for images a circular convolution",
+        reference=references.CAYLEY,
+        example={"state_shape": (2, 4, 4), "features": 4},
+    )
+    registrar.block(
+        "sandwich",
+        "stabnet_gradient_flow.blocks.sandwich:Sandwich",
+        summary="activation between two matrices of joint norm one, by the Cayley map",
+        reference=references.SANDWICH,
+        example={"state_shape": (4,), "features": 6},
     )
 
 

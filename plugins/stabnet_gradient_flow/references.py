@@ -14,6 +14,13 @@ AOL = """@inproceedings{prach2022almost,
   year = {2022}
 }"""
 
+CAYLEY = """@inproceedings{trockman2021orthogonalizing,
+  title = {Orthogonalizing Convolutional Layers with the {Cayley} Transform},
+  author = {Trockman, Asher and Kolter, J. Zico},
+  booktitle = {International Conference on Learning Representations},
+  year = {2021}
+}"""
+
 CELLEDONI = """@article{celledoni2023dynamical,
   title = {Dynamical Systems-Based Neural Networks},
   author = {Celledoni, Elena and Murari, Davide and Owren, Brynjulf and
@@ -21,6 +28,13 @@ CELLEDONI = """@article{celledoni2023dynamical,
   journal = {SIAM Journal on Scientific Computing},
   volume = {45},
   number = {6},
+  year = {2023}
+}"""
+
+SANDWICH = """@inproceedings{wang2023direct,
+  title = {Direct Parameterization of {Lipschitz}-Bounded Deep Networks},
+  author = {Wang, Ruigang and Manchester, Ian R.},
+  booktitle = {International Conference on Machine Learning},
   year = {2023}
 }"""
 
