@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stabnet.values import whole
+
 from .operators import Operator
 
 __all__ = ["NormEstimate"]
@@ -36,6 +38,9 @@ class NormEstimate(nn.Module):
         norm: the last estimate, or what :meth:`certify` found, a 0-dimensional buffer.
         vector: ``v``, a buffer.
 
+    Raises:
+        InvalidOptionError: for less than one iteration.
+
     References:
         [SNN] (31).
     """
@@ -46,7 +51,7 @@ class NormEstimate(nn.Module):
     def __init__(self, operator: Operator, weight: Tensor, iterations: int = 1) -> None:
         super().__init__()
         self.operator = operator
-        self.iterations = iterations
+        self.iterations = whole("power_iterations", iterations, 1)
         start = torch.randn(1, *operator.state_shape)
         self.register_buffer("vector", start / start.norm())
         self.register_buffer("norm", torch.ones(()))
