@@ -57,8 +57,8 @@ def assembled(
         for _ in range(count):
             chain.add_part("block", block, width)
     chain.add(Flatten(chain.shape))
-    for size in features:
-        chain.add_part("dense_block", dense_block, whole("each entry of features", size, 1))
+    for size in _numbers("features", features, 1):
+        chain.add_part("dense_block", dense_block, size)
     backbone = stabnet.build("identity", kind="backbone", in_shape=tuple(in_shape))
     readout = stabnet.build(head, kind="head", in_features=chain.width, num_outputs=num_outputs)
     return StabilityModel(in_shape, num_outputs, backbone, Stack(chain.stages), readout, mean, std)
@@ -129,8 +129,7 @@ def _resolutions(
     Raises:
         InvalidOptionError: if they don't match, or the image cannot be halved so often.
     """
-    widths = tuple(whole("each entry of channels", width, 1) for width in channels)
-    counts = tuple(whole("each entry of blocks", count, 0) for count in blocks)
+    widths, counts = _numbers("channels", channels, 1), _numbers("blocks", blocks, 0)
     if len(widths) != len(counts):
         raise InvalidOptionError(
             f"channels={widths} and blocks={counts} must have one number each per resolution"
@@ -148,3 +147,16 @@ def _resolutions(
                 f"{halvings} numbers, or pad the images"
             )
     return widths, counts
+
+
+def _numbers(option: str, values: Sequence[int], least: int) -> tuple[int, ...]:
+    """Return whole numbers of at least ``least``, of which there may be none.
+
+    Raises:
+        InvalidOptionError: for anything else.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InvalidOptionError(
+            f"{option} is a sequence of whole numbers, such as (16, 32); got {values!r}"
+        )
+    return tuple(whole(f"each entry of {option}", value, least) for value in values)

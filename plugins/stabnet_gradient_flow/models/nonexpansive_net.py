@@ -34,8 +34,9 @@ def nonexpansive_net(
 
     At every resolution there are so many blocks with so many channels, then the image is
     down-sampled by an isometry to the next; behind the last resolution the state is flattened, and
-    dense blocks follow. Where the number of channels is to change, a block that can do it does
-    (``aol``, ``cayley``); elsewhere zeros are appended, or the last channels left out.
+    dense blocks follow. Where the number of channels is to change, a block that has the option
+    ``features`` (``aol``, ``cayley``, ``sandwich``) changes it. Others keep it: zeros are appended
+    before them, or the last channels left out, and what they held is lost.
 
     Train it with ``margin_cross_entropy`` for the certified radius, re-normalize it if its blocks
     track their norms, and have it certified.

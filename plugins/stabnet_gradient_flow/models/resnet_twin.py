@@ -31,11 +31,10 @@ def resnet_twin(
 ) -> StabilityModel:
     """Build the twin of ``nonexpansive_net`` whose blocks are not constrained.
 
-    The architecture is the same, down to the shapes of all states; blocks are ``z + Bσ(Az + b)``
-    with free ``A`` and ``B``. Since the two are not tied, ``free_residual`` has half as many hidden
-    channels by default, so that both nets have about equally many parameters; set ``{"name":
-    "free_residual", "hidden": …}`` for hidden channels as wide as those of the other net, and twice the
-    parameters.
+    The architecture is the same, down to the shapes of all states; blocks are ``z + Bσ(Az + b)``,
+    ``A`` and ``B`` free. Since the two are not tied, ``free_residual`` has half as many hidden
+    channels by default, so that both nets have about equally many parameters. With its option
+    ``hidden`` they are as wide as those of the other net, at twice the parameters.
 
     Nothing is claimed of it. Its Lipschitz constant can be bounded, by a large number.
 

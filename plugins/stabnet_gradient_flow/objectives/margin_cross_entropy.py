@@ -48,6 +48,7 @@ class MarginCrossEntropy(Objective):
 
     dynamics: Literal["any", "flow", "equilibrium"] = "any"
     task: Literal["classification", "regression"] = "classification"
+    metric: Literal["accuracy", "loss"] | None = "loss"  # accuracy says nothing of the radius
 
     def __init__(self, margin: float = 0.5, temperature: float = 0.2) -> None:
         super().__init__()

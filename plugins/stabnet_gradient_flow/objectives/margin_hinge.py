@@ -40,6 +40,7 @@ class MarginHinge(Objective):
 
     dynamics: Literal["any", "flow", "equilibrium"] = "any"
     task: Literal["classification", "regression"] = "classification"
+    metric: Literal["accuracy", "loss"] | None = "loss"  # accuracy says nothing of the radius
 
     def __init__(self, margin: float = 0.5) -> None:
         super().__init__()
