@@ -195,14 +195,14 @@ def _register_inverse_problems(registrar: stabnet.Registrar) -> None:
         "stabnet_gradient_flow.blocks.scale:Scale",
         summary="a learned factor of bounded size",
         reference=references.SNN,
-        example={"state_shape": (4,), "largest": 0.5},
+        example={"state_shape": (4,), "largest": 2.0},
     )
     registrar.model(
         "invnet",
         "stabnet_gradient_flow.models.invnet:invnet",
         summary="reconstruction of vectors from measurements, with a given Lipschitz constant",
         reference=references.SNN,
-        example={"in_shape": (3,), "num_outputs": 2, "width": 5, "blocks": 2},
+        example={"in_shape": (3,), "num_outputs": 2, "lipschitz": 2.0, "width": 5, "blocks": 2},
     )
 
 
