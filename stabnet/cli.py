@@ -99,6 +99,7 @@ def _stabnet(
 Kind = Annotated[str | None, typer.Option(help="One kind of part only, such as 'solver'.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of data sets (else STABNET_DATA).")]
 Download = Annotated[bool, typer.Option("--download", help="Download data that are missing.")]
+Data = Annotated[str | None, typer.Option(help="A data set (by default the one trained on)")]
 Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**62 - 1, help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option(help="Samples per batch.")]
@@ -235,9 +236,7 @@ def train(
 @app.command()
 def attack(
     source: Annotated[Path, typer.Argument(help="A run folder, or a saved model.")],
-    data: Annotated[
-        str | None, typer.Option(help="A data set (by default the one trained on)")
-    ] = None,
+    data: Data = None,
     images: Annotated[int | None, typer.Option(help="Test images (by default all)")] = None,
     protocol: Annotated[str, typer.Option(help="Which attacks: 'paper'.")] = "paper",
     name: Annotated[
@@ -278,15 +277,9 @@ def attack(
 @app.command()
 def certify(
     source: Annotated[Path, typer.Argument(help="A run folder, or a saved model.")],
-    eps: Annotated[
-        list[float], typer.Option(help="Radius; images are in [0, 1]. In l2 it may be repeated.")
-    ],
-    norm: Annotated[
-        str, typer.Option(help="'linf' (by interval bounds) or 'l2' (by Lipschitz bounds).")
-    ] = "linf",
-    data: Annotated[
-        str | None, typer.Option(help="A data set (by default the one trained on)")
-    ] = None,
+    eps: Annotated[list[float], typer.Option(help="Radius, images in [0, 1]; repeat it in l2.")],
+    norm: Annotated[str, typer.Option(help="Norm of the radius: 'linf' or 'l2'.")] = "linf",
+    data: Data = None,
     images: Annotated[int | None, typer.Option(help="Test images (by default all)")] = None,
     batch_size: BatchSize = 128,
     device: Device = None,

@@ -19,11 +19,12 @@ __all__ = ["RadiusReport"]
 _ASSUMPTIONS = (
     "the model is evaluated in exact arithmetic, in eval mode, with the weights that its float64 "
     "copy computes",
-    "the margins computed in float64 at the images themselves err by less than 1e-9 of the largest "
-    "logit",
+    "1e-9 of the largest logit, which is deducted from every margin, exceeds the rounding of the "
+    "margins in float64 at the images themselves",
     "IEEE 754 double precision, round to nearest, gradual underflow",
-    "for the model in its own precision: its logits err at perturbed inputs by no more than twice "
-    "what they err by at the image, which was measured and deducted",
+    "for the model in its own precision: its margins at perturbed inputs err by no more than all "
+    "that is deducted, which includes four times the largest difference between logits in its own "
+    "precision and in float64 at the image",
 )
 
 
