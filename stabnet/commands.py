@@ -155,10 +155,10 @@ def certify_file(
         raise InvalidOptionError(f"images={images}; certify at least one")
     if norm not in ("linf", "l2"):
         raise InvalidOptionError(f"norm={norm!r} is unknown; it is 'linf' or 'l2'")
-    radii = (eps,) if isinstance(eps, int | float) else tuple(eps)
+    radii = [eps] if isinstance(eps, int | float) else list(eps)
     if norm == "linf" and len(radii) != 1:
         raise InvalidOptionError(
-            f"eps={list(radii)}: in the norm linf every radius is a certificate of its own; give "
+            f"eps={radii}: in the norm linf every radius is a certificate of its own; give "
             "one radius"
         )
     model, dataset = _model_and_data(source, data, root, download, device)

@@ -95,7 +95,7 @@ def certified_radii(
 def certified_accuracy(
     model: nn.Module,
     batches: Iterable[Sequence[Tensor]],
-    eps: Sequence[float] = (0.5, 1.0, 1.58),
+    eps: float | Sequence[float] = (0.5, 1.0, 1.58),
     *,
     max_images: int | None = None,
 ) -> RadiusReport:
@@ -107,7 +107,8 @@ def certified_accuracy(
         model: a classifier with a Lipschitz bound, see :func:`lipschitz_bound`.
         batches: a data loader, or any iterable of ``(images, labels)``; images in [0, 1], moved to
             the model's device.
-        eps: radii in l2, in pixel units, that the report speaks of; it can tell of any other too.
+        eps: radius in l2, in pixel units, that the report speaks of, or several; it can tell of any
+            other too.
         max_images: stop after so many images; all of them if ``None``.
 
     Returns:
@@ -119,7 +120,8 @@ def certified_accuracy(
             weights that are not finite.
         InvalidOptionError: for a radius or a number of images out of range.
     """
-    if not eps or not all(0 <= e < math.inf for e in eps):
+    asked = (float(eps),) if isinstance(eps, int | float) else tuple(float(e) for e in eps)
+    if not asked or not all(0 <= e < math.inf for e in asked):
         raise InvalidOptionError(f"eps={eps}; give one radius or more, each at least 0 and finite")
     start = time.perf_counter()
     certifier = _Certifier(model)
@@ -134,7 +136,7 @@ def certified_accuracy(
         raise InvalidInputError("there are no images to certify; the batches are empty")
     return RadiusReport(
         model=name_of(model),
-        eps=tuple(float(e) for e in eps),
+        eps=asked,
         radii=tuple(radii),
         correct=correct,
         bound=certifier.bound,

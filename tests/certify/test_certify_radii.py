@@ -290,6 +290,12 @@ def test_what_is_classified_wrongly_has_no_radius():
     assert torch.equal(found.radius[1::2], radii(model, x, y)[1::2])
 
 
+def test_labels_may_be_integers_of_any_size():
+    model = build(lambda: Layer(2))
+    x, y = labeled(model)
+    assert torch.equal(radii(model, x, y.to(torch.uint8)), radii(model, x, y))
+
+
 def test_logits_that_are_nan_have_no_radius():
     model = build(lambda: Layer(2))
     x, y = labeled(model)
@@ -348,6 +354,7 @@ def test_accuracy_is_that_of_the_radii_whatever_the_batches():
     assert whole.radii == tuple(r.tolist())
     assert whole.correct == parts.correct == 32
     assert whole.accuracy_at(0.05) == float((r > 0.05).double().mean())
+    assert certified_accuracy(model, [(x, y.int())], 0.05).radii == whole.radii
     some = certified_accuracy(model, batches(model), max_images=10)
     assert (some.images, some.eps) == (10, (0.5, 1.0, 1.58))
     assert some.radii == parts.radii[:10]
