@@ -135,6 +135,21 @@ def test_loss_of_very_low_temperature_has_finite_gradients():
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
+@pytest.mark.parametrize("head", ["linear", "identity"])
+def test_nominal_radii_are_the_certified_ones_of_a_renormalized_model(head):
+    options = {"features": (3,), "dense_block": "gradient_flow", "mean": (0.5,), "std": (0.25,)}
+    network = model(head=head, **options)
+    stabnet.renormalize(network)
+    x, y = batch(30)
+    certified = stabnet.certify.certified_radii(network, x, y).radius
+    hinge = objective("margin_hinge", margin=100.0)  # 100 less the radius, for a single sample
+    losses = [hinge(network, x[i : i + 1], y[i : i + 1])[0].detach() for i in range(30)]
+    nominal = (100 - torch.stack(losses)).clamp(min=0)
+    assert (certified > 0).any()
+    assert (certified <= nominal).all()
+    torch.testing.assert_close(certified, nominal, rtol=1e-4, atol=1e-12)
+
+
 # Gradients
 
 

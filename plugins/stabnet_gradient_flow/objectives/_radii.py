@@ -102,8 +102,9 @@ def _rows(head: nn.Module) -> Tensor | None:
     if callable(affine):
         weight: Tensor = affine()[0]
         return weight
-    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
-    return head.weight if plain else None
+    if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward:
+        return head.weight
+    return None
 
 
 def _distances(weight: Float[Tensor, "classes n"]) -> Float[Tensor, "classes classes"]:

@@ -34,7 +34,7 @@ class MarginCrossEntropy(Objective):
 
     Args:
         margin: the radius :math:`\rho` to train for, in l2 and in the units of the inputs (pixels
-            in [0, 1]), positive. More than the radius at which accuracy is wanted.
+            in [0, 1]), positive. About twice the radius at which accuracy is wanted is a start.
         temperature: :math:`T`, positive, in the same units: how far from the margin samples count.
 
     Raises:
