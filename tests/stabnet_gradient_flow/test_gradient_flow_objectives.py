@@ -104,14 +104,18 @@ def test_logs_say_accuracy_and_the_share_beyond_the_margin(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scale_of_the_last_layer_does_not_change_the_loss(name):
-    network, loss = model(), objective(name)
-    x, y = batch()
+@pytest.mark.parametrize("scale", [2, 1e-30, 1e30])
+def test_scale_of_the_last_layer_does_not_change_the_loss(name, scale):
+    network, loss = model().float(), objective(name)
+    x, y = batch(dtype=torch.float32)
     before = loss(network, x, y)[0]
     with torch.no_grad():
-        network.head.weight.mul_(2)
-        network.head.bias.mul_(2)
-    torch.testing.assert_close(loss(network, x, y)[0], before, rtol=1e-12, atol=0)
+        network.head.weight.mul_(scale)
+        network.head.bias.mul_(scale)
+    after = loss(network, x, y)[0]
+    torch.testing.assert_close(after, before, rtol=1e-5 if scale != 2 else 0, atol=0)
+    after.backward()
+    assert network.head.weight.grad.isfinite().all()
 
 
 def test_cross_entropy_tends_to_the_hinge_as_the_temperature_does_to_zero():

@@ -109,10 +109,13 @@ def _rows(head: nn.Module) -> Tensor | None:
 
 def _distances(weight: Float[Tensor, "classes n"]) -> Float[Tensor, "classes classes"]:
     """Return the distances between rows; 1 for those that coincide, without gradient."""
+    # Divided by the largest entry, no square of them leaves the range of numbers.
+    largest = weight.detach().abs().amax()
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    rows = (weight / scale)[None]
     # By differences, not products, which would cancel for rows close to each other. The gradient
     # where rows coincide is zero.
-    mode = "donot_use_mm_for_euclid_dist"
-    distances = torch.cdist(weight[None], weight[None], compute_mode=mode)[0]
+    distances = scale * torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")[0]
     return torch.where(distances > 0, distances, torch.ones_like(distances))
 
 
