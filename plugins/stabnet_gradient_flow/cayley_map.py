@@ -1,9 +1,8 @@
 r"""The Cayley map: from free matrices to those with orthonormal columns or rows.
 
 References:
-    Trockman, Kolter: "Orthogonalizing convolutional layers with the Cayley transform", ICLR 2021,
-    section 3 and appendix. Wang, Manchester: "Direct parameterization of Lipschitz-bounded deep
-    networks", ICML 2023, (7).
+    Trockman, Kolter: "Orthogonalizing convolutional layers with the Cayley transform", ICLR 2021.
+    Wang, Manchester: "Direct parameterization of Lipschitz-bounded deep networks", ICML 2023.
 """
 
 from __future__ import annotations
@@ -38,9 +37,13 @@ def cayley(X: Inexact[Tensor, "*batch m n"]) -> Inexact[Tensor, "*batch m n"]:
                 = I - (S + S^H) + S^H S + 2 (S + S^H) = (I + S)^H (I + S) .
 
     The solve is wrong by some :math:`\epsilon (1 + \|X\|)^2`. One Newton step towards the nearest
-    matrix with orthonormal columns, :math:`Q + \tfrac{1}{2} Q (I - Q^H Q)`, squares that; where
-    the columns are orthonormal it changes neither ``Q`` nor its derivative. It is computed in the
-    precision of ``X`` under autocast too.
+    matrix with orthonormal columns, :math:`Q + \tfrac{1}{2} Q (I - Q^H Q)`, replaces the singular
+    values :math:`\sigma` by :math:`\tfrac{1}{2} \sigma (3 - \sigma^2)`. That is at most 1 for
+    :math:`\sigma \le 2`, and as near to it as the square of the error: so up to some
+    :math:`\epsilon` no norm exceeds 1, whatever the matrix. Where the columns are orthonormal the
+    step changes neither ``Q`` nor its derivative.
+
+    It is computed in the precision of ``X`` under autocast too.
 
     >>> Q = cayley(torch.ones(3, 2, dtype=torch.float64))
     >>> torch.allclose(Q.T @ Q, torch.eye(2, dtype=torch.float64))

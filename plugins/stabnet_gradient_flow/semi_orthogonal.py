@@ -34,17 +34,17 @@ class SemiOrthogonal(nn.Module):
               \hat Q(\omega) = \operatorname{cayley}(\hat X(\omega)), \qquad
               \widehat{Qz}(\omega) = \hat Q(\omega)\, \hat z(\omega),
 
-    with a kernel ``X`` of few taps ``t``; ``Q`` has as many as the image has pixels. The transform
-    divided by the square root of their number is unitary, so that ``Q`` has orthonormal columns
-    where all :math:`\hat Q(\omega)` do, and its norm is the largest of theirs. The transform of a
-    real kernel at :math:`-\omega` is the conjugate of that at :math:`\omega`, which the Cayley map
-    keeps: half of the frequencies will do, and real images have real images. At the frequencies
-    that are their own negatives the matrices are real, up to rounding; the inverse transform takes
-    the real part, a projection, which increases no norm.
+    with a kernel ``X`` of few taps ``t`` around the origin; ``Q`` has as many as the image has
+    pixels. The transform divided by the square root of their number is unitary, so that ``Q`` has
+    orthonormal columns where all :math:`\hat Q(\omega)` do, and its norm is the largest of theirs.
 
-    The matrices are a function of the weights alone, computed once per call of the module, in
-    whatever mode: an edit of the weights leaves no trace by which a cache could be told apart from
-    a stale one.
+    The transform of a real kernel at :math:`-\omega` is the conjugate of that at :math:`\omega`,
+    which the Cayley map keeps: half of the frequencies will do, and real images have real images.
+    Where both are kept, and differ by rounding, the inverse transform takes the part that belongs
+    to a real image: a projection, which increases no norm.
+
+    The matrices are computed from the weights at every call of the module, in eval mode too: an
+    edit of the weights may leave no trace, so that a cache could not be told to be out of date.
 
     Args:
         rows: of the matrix.
@@ -61,7 +61,7 @@ class SemiOrthogonal(nn.Module):
 
     References:
         Trockman, Kolter: "Orthogonalizing convolutional layers with the Cayley transform", ICLR
-        2021, algorithm 1.
+        2021.
     """
 
     def __init__(

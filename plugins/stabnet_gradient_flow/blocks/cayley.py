@@ -114,9 +114,7 @@ class Cayley(Block):
     def guarantees(self) -> list[Guarantee]:
         """Return by how much the layer may increase distances between states."""
         tall = self.out_shape[0] >= self.state_shape[0]
-        return non_expansive(
-            self, "QᵀQ = I" if tall else "QQᵀ = I", "Trockman & Kolter 2021, section 3"
-        )
+        return non_expansive(self, "QᵀQ = I" if tall else "QQᵀ = I", "Trockman & Kolter 2021")
 
     def extra_repr(self) -> str:
         """Return shapes and activation."""

@@ -68,7 +68,7 @@ class Sandwich(Block):
 
     References:
         Wang, Manchester: "Direct parameterization of Lipschitz-bounded deep networks", ICML 2023,
-        section 3. The proof is our own: theirs is by the matrix inequality of LipSDP.
+        the sandwich layer. There it follows from the matrix inequality of LipSDP instead.
     """
 
     def __init__(
@@ -121,7 +121,9 @@ class Sandwich(Block):
 
     def guarantees(self) -> list[Guarantee]:
         """Return by how much the layer may increase distances between states."""
-        return non_expansive(self, "‖2AᵀSB‖₂ ≤ ‖[A B]‖₂² = 1", "Wang & Manchester 2023, section 3")
+        return non_expansive(
+            self, "‖2AᵀSB‖₂ ≤ ‖[A B]‖₂² = 1", "Wang & Manchester 2023, the sandwich layer"
+        )
 
     def extra_repr(self) -> str:
         """Return shapes and activation."""
