@@ -7,18 +7,32 @@ from typing import Any
 
 import stabnet
 
+from .references import APGD as _APGD
 from .references import IFGSM as _IFGSM
 from .references import LYADEQ, TORCHATTACKS
 from .references import PGD as _PGD
 
-__all__ = ["IFGSM", "PGD", "PGDL2", "paper_steps", "stabnet_register"]
+__all__ = ["APGD", "IFGSM", "PGD", "PGDL2", "paper_steps", "stabnet_register"]
 
-_LAZY = {"IFGSM": ".linf", "PGD": ".linf", "PGDL2": ".l2", "paper_steps": ".steps"}
+_LAZY = {
+    "APGD": ".apgd",
+    "IFGSM": ".linf",
+    "PGD": ".linf",
+    "PGDL2": ".l2",
+    "paper_steps": ".steps",
+}
 
 
 @stabnet.hookimpl
 def stabnet_register(registrar: stabnet.Registrar) -> None:
     """Register the attacks."""
+    registrar.attack(
+        "apgd",
+        "stabnet_adversarial.apgd:APGD",
+        summary="Auto-PGD: ascent that chooses its step size, in the l2 or l-infinity ball",
+        reference=_APGD,
+        example={"norm": "l2", "eps": 64 / 255, "steps": 4, "restarts": 2, "loss": "margin"},
+    )
     registrar.attack(
         "ifgsm",
         "stabnet_adversarial.linf:IFGSM",
@@ -36,7 +50,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     registrar.attack(
         "pgd_l2",
         "stabnet_adversarial.l2:PGDL2",
-        summary="projected gradient ascent in the l2 ball from a random start",
+        summary="projected gradient ascent in the l2 ball from random starts",
         reference=_PGD,
         example={"eps": 64 / 255, "steps": 3},
     )

@@ -20,7 +20,7 @@ from stabnet.robustness import (
     eval_mode,
 )
 
-from .steps import check_radius, check_steps, paper_steps
+from .steps import check_radius, check_whole, paper_steps
 
 __all__ = ["IFGSM", "PGD"]
 
@@ -119,7 +119,7 @@ def _checked(eps: float, step_size: float, steps: int | None) -> int:
     """Check the options and return the number of steps."""
     check_radius("eps", eps)
     check_radius("step_size", step_size)
-    return paper_steps(eps) if steps is None else check_steps(steps)
+    return paper_steps(eps) if steps is None else check_whole("steps", steps)
 
 
 def _torchattacks() -> Any:

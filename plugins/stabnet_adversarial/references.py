@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["IFGSM", "LYADEQ", "PGD", "TORCHATTACKS"]
+__all__ = ["APGD", "IFGSM", "LYADEQ", "PGD", "TORCHATTACKS"]
+
+APGD = """\
+@inproceedings{croce2020reliable,
+  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+               Parameter-Free Attacks},
+  author    = {Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020},
+}"""
 
 IFGSM = """\
 @inproceedings{kurakin2017adversarial,

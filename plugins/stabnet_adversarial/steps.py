@@ -1,12 +1,13 @@
-"""How many steps an attack takes when nobody says."""
+"""Steps and lengths: what attacks accept, and how many steps they take when nobody says."""
 
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 from stabnet import InvalidOptionError
 
-__all__ = ["check_radius", "check_steps", "paper_steps"]
+__all__ = ["check_length", "check_radius", "check_whole", "paper_steps"]
 
 ROUNDING = 1e-6
 """Far above the rounding error of ``255 · eps``, far below any radius that differs on purpose."""
@@ -46,12 +47,26 @@ def check_radius(option: str, value: float) -> None:
         )
 
 
-def check_steps(steps: int) -> int:
-    """Return a number of steps if it is a whole number and at least 1.
+def check_length(option: str, value: float) -> float:
+    """Return an l2 length in pixel units if it is positive and finite.
 
     Raises:
         InvalidOptionError: otherwise.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidOptionError(f"steps={steps!r} must be a whole number, at least 1")
-    return steps
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < math.inf):
+        raise InvalidOptionError(
+            f"{option}={value!r} must be a positive finite number, the l2 length of a perturbation "
+            "of images in [0, 1], such as 127/255 = 0.498"
+        )
+    return value
+
+
+def check_whole(option: str, value: int) -> int:
+    """Return a number of steps or restarts if it is a whole number and at least 1.
+
+    Raises:
+        InvalidOptionError: otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidOptionError(f"{option}={value!r} must be a whole number, at least 1")
+    return value

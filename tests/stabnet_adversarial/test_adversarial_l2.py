@@ -9,7 +9,7 @@ import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stabnet_adversarial.l2 import _nearest, _uniform_in_ball, _unit
+from stabnet_adversarial.balls import L2Ball
 from torch import Tensor, nn
 
 import stabnet
@@ -35,6 +35,10 @@ def network() -> nn.Sequential:
 
 def attack(**options: Any) -> Attack:
     return stabnet.build("pgd_l2", kind="attack", **options)  # type: ignore[no-any-return]
+
+
+def ball(x: Tensor, eps: float) -> L2Ball:
+    return L2Ball(x, torch.full((len(x),), eps, dtype=torch.float64))
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -70,7 +74,7 @@ def test_projection_is_the_nearest_point_of_ball_and_cube(
     x = torch.rand(3, 7, generator=generator, dtype=torch.float64).mul(1.6).sub(0.3).clamp(0, 1)
     v = x + scale * torch.randn(3, 7, generator=generator, dtype=torch.float64)
     v[0, :3] = x[0, :3]  # pixels that do not move
-    found = _nearest(v, x, eps)
+    found = ball(x, eps).nearest(v)
     for k in range(3):  # against a root of the multiplier's condition, found by bisection
 
         def at(s: float, k: int = k) -> Tensor:
@@ -83,18 +87,18 @@ def test_projection_is_the_nearest_point_of_ball_and_cube(
         torch.testing.assert_close(found[k], at(s), rtol=0, atol=1e-9)
     assert (lengths(found - x) <= eps + 1e-12).all()
     # No feasible point is nearer to v: the angle condition of projections on convex sets.
-    others = _nearest(x + torch.randn(3, 7, generator=generator, dtype=torch.float64), x, eps)
+    others = ball(x, eps).nearest(x + torch.randn(3, 7, generator=generator, dtype=torch.float64))
     assert (((v - found) * (others - found)).sum(1) <= 1e-9).all()
 
 
 def test_projection_of_the_center_itself_is_the_center() -> None:
     x, _ = images()
-    assert torch.equal(_nearest(x.clone(), x, 0.1), x)
+    assert torch.equal(ball(x, 0.1).nearest(x.clone()), x)
 
 
 def test_start_is_uniform_in_the_ball() -> None:
     torch.manual_seed(0)
-    draws = _uniform_in_ball(torch.zeros(20_000, 1, 3, dtype=torch.float64), 2.0).flatten(1)
+    draws = ball(torch.zeros(20_000, 1, 3, dtype=torch.float64), 2.0).draw().flatten(1)
     share = (lengths(draws) / 2).pow(3)  # uniform on [0, 1] for a uniform point of the ball
     assert share.max() <= 1
     assert share.mean() == pytest.approx(1 / 2, abs=4 * math.sqrt(1 / 12 / 20_000))
@@ -105,7 +109,7 @@ def test_start_is_uniform_in_the_ball() -> None:
 @pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-12, 1.0, 1e30])
 def test_direction_has_unit_length_however_small_the_gradient(scale: float) -> None:
     gradient = torch.tensor([[3.0, 4.0], [-4.0, 3.0]]) * scale
-    direction, finite = _unit(gradient)
+    direction, finite = ball(gradient, 1.0).ascent(gradient)
     assert finite.all()
     # Gradients below 1.2e-38 are subnormal numbers, of few digits.
     tolerance = 1e-4 if scale < 1e-38 else 1e-6
@@ -115,7 +119,8 @@ def test_direction_has_unit_length_however_small_the_gradient(scale: float) -> N
 
 def test_direction_of_a_gradient_that_is_zero_or_not_finite_is_zero() -> None:
     rows = [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0], [0.0, -2.0]]
-    direction, finite = _unit(torch.tensor(rows))
+    gradient = torch.tensor(rows)
+    direction, finite = ball(gradient, 1.0).ascent(gradient)
     assert direction.tolist() == [[0, 0], [0, 0], [0, 0], [0, -1]]
     assert finite.tolist() == [True, False, False, True]
 
@@ -134,14 +139,19 @@ class Plane(nn.Module):
         return torch.stack([-margin, margin], 1)
 
 
+# How far from the edge the lead is the same to rounding: the square root of the precision.
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-3), (torch.float64, 1e-7)])
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
-def test_images_in_the_interior_go_straight_to_the_edge_of_the_ball(scale: float) -> None:
-    model = Plane(scale=scale)
-    x = 0.5 + 0.1 * torch.rand(50, 8, generator=torch.Generator().manual_seed(0))
+def test_images_in_the_interior_go_straight_to_the_edge_of_the_ball(
+    scale: float, loss: str, dtype: torch.dtype, atol: float
+) -> None:
+    model = Plane(scale=scale).to(dtype)
+    x = 0.5 + 0.1 * torch.rand(50, 8, generator=torch.Generator().manual_seed(0), dtype=dtype)
     y = model(x).argmax(1)
-    found = attack(eps=0.2, step_size=0.2, steps=25)(model, x, y)
+    found = attack(eps=0.2, step_size=0.2, steps=25, loss=loss)(model, x, y)
     away = torch.where(y == 1, -1.0, 1.0)[:, None] * model.normal.detach() / model.normal.norm()
-    torch.testing.assert_close(found, x + 0.2 * away, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, x + 0.2 * away, rtol=0, atol=atol)
 
 
 def test_linear_model_reaches_its_closed_form_robust_accuracy() -> None:
@@ -150,7 +160,7 @@ def test_linear_model_reaches_its_closed_form_robust_accuracy() -> None:
     y = model(x).argmax(1)
     y[::10] = 1 - y[::10]
     sign = torch.where(y == 1, 1.0, -1.0)
-    worst = _nearest(x - 1e6 * sign[:, None] * model.normal, x, eps)  # the far end of the ball
+    worst = ball(x, eps).nearest(x - 1e6 * sign[:, None] * model.normal)  # the ball's far end
     robust = int(((model(x).argmax(1) == y) & (model(worst).argmax(1) == y)).sum())
     batches = [(x[:100], y[:100]), (x[100:], y[100:])]
     options = {"name": "pgd_l2", "eps": eps, "step_size": eps, "steps": 40}
@@ -163,11 +173,11 @@ def test_linear_model_reaches_its_closed_form_robust_accuracy() -> None:
 def test_result_of_an_image_does_not_depend_on_the_others_in_its_batch() -> None:
     x, y = images(dtype=torch.float64)
     model = network().double()
-    start = _uniform_in_ball(x, 0.5)
+    start = ball(x, 0.5).draw()
 
     def found(rows: slice, monkeypatch: pytest.MonkeyPatch) -> Tensor:
         with monkeypatch.context() as patch:
-            patch.setattr("stabnet_adversarial.l2._uniform_in_ball", lambda *_: start[rows])
+            patch.setattr(L2Ball, "draw", lambda self: start[rows])
             return attack(eps=0.5)(model, x[rows], y[rows])
 
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -261,7 +271,7 @@ def test_bad_input_is_refused_with_a_reason() -> None:
         attack()(network(), x * 2, y)
     with pytest.raises(stabnet.InvalidInputError, match="the model has 3 classes"):
         attack()(network(), x, y + 1)
-    with pytest.raises(stabnet.InvalidInputError, match=r"eps=127 exceeds 4, .* 127/255"):
+    with pytest.raises(stabnet.InvalidInputError, match=r"eps=127\.0 exceeds 4, .* 127/255"):
         attack(eps=127)(network(), x, y)
 
 
