@@ -113,7 +113,7 @@ def _own_interval(
 
 def check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
     """Raise if a layer computes something else than its class says."""
-    if getattr(module.forward, "__func__", None) is not kind.forward:
+    if type(module).forward is not kind.forward or "forward" in module.__dict__:
         raise NoBoundError(
             f"{type(module).__name__} is a {kind.__name__} with a forward of its own, for which no "
             "bound is known; give it a method interval(lower, upper, *, sound=False)"

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stabnet import InvalidInputError, StabilityModel
+from stabnet.bounds import affine_parameters
 from stabnet.interfaces import Solution
 
 __all__ = ["evaluate", "nominal_radii"]
@@ -81,30 +82,16 @@ def nominal_radii(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     labels = y.long()[:, None]
     gaps = logits.gather(1, labels) - logits
-    rows, std = None, None
+    affine, std = None, None
     if isinstance(model, StabilityModel):
-        rows, std = _rows(model.head), getattr(model.normalize, "std", None)
-    if rows is None:
+        affine, std = affine_parameters(model.head), getattr(model.normalize, "std", None)
+    if affine is None:
         radii = gaps / math.sqrt(2)
     else:
-        radii = gaps / _distances(rows.to(logits.dtype))[labels[:, 0]]
+        radii = gaps / _distances(affine[0].to(logits.dtype))[labels[:, 0]]
     if std is not None:
         radii = radii * std.amin()
     return radii.scatter(1, labels, math.inf)
-
-
-def _rows(head: nn.Module) -> Tensor | None:
-    """Return the weight of an affine head, like :func:`stabnet.bounds.affine_parameters`.
-
-    That one looks closer at what the layer computes than a program can that is being compiled.
-    """
-    affine = getattr(head, "affine", None)
-    if callable(affine):
-        weight: Tensor = affine()[0]
-        return weight
-    if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward:
-        return head.weight
-    return None
 
 
 def _distances(weight: Float[Tensor, "classes n"]) -> Float[Tensor, "classes classes"]:
