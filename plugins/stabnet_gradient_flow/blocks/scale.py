@@ -83,7 +83,7 @@ class Scale(Block):
         Raises:
             InvalidInputError: if the factor is not a number.
         """
-        bound = abs(float(self._clamped()))
+        bound = abs(float(self._clamped().detach()))
         if not math.isfinite(bound):
             raise InvalidInputError(
                 f"the learned factor of a scale block is {bound}, so its Lipschitz constant has no "
