@@ -21,14 +21,7 @@ from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.bounds import conv2d_norm_bound, spectral_norm_bound
 from stabnet.values import shape, whole
 
-__all__ = [
-    "ConvOperator",
-    "DenseOperator",
-    "Operator",
-    "PaddingMode",
-    "operator",
-    "orthogonal_weight",
-]
+__all__ = ["ConvOperator", "DenseOperator", "Operator", "PaddingMode", "operator"]
 
 PaddingMode = Literal["zeros", "circular"]
 """What a convolution sees beyond the border: zeros, or the opposite side."""
@@ -208,20 +201,3 @@ def operator(
     raise InvalidOptionError(
         f"state_shape={sizes}: states are vectors (n,) or images (channels, height, width)"
     )
-
-
-def orthogonal_weight(operator: Operator) -> Tensor:
-    """Return weights for which ``A`` or its adjoint is an isometry, from torch's random numbers.
-
-    A convolution's are zero but for the middle of the kernel, so that it is a matrix at every
-    pixel.
-
-    References:
-        Xiao et al.: "Dynamical isometry and a mean field theory of CNNs", 2018, for convolutions.
-    """
-    weight = torch.zeros(operator.weight_shape)
-    middle = weight
-    while middle.ndim > 2:
-        middle = middle.select(-1, middle.shape[-1] // 2)
-    torch.nn.init.orthogonal_(middle)
-    return weight

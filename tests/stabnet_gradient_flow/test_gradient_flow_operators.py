@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stabnet_gradient_flow import Operator, operator
-from stabnet_gradient_flow.operators import orthogonal_weight
 
 from stabnet import InvalidInputError, InvalidOptionError
 
@@ -85,19 +84,6 @@ def test_initial_weights_have_a_norm_of_about_one(shape: tuple[int, ...]) -> Non
         torch.manual_seed(0)
         op = operator(shape)
         assert 0.5 < op.norm_bound(op.initial_weight()) < 2.5
-
-
-@pytest.mark.parametrize("hidden", [2, 3, 7])
-@pytest.mark.parametrize("shape", [(3,), (3, 4, 4)])
-def test_orthogonal_weights_make_an_isometry_or_the_adjoint_of_one(
-    shape: tuple[int, ...], hidden: int
-) -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        op = operator(shape, hidden)
-        weight = orthogonal_weight(op)
-    singular = torch.linalg.svdvals(matrix(op, weight))
-    torch.testing.assert_close(singular, torch.ones_like(singular))
 
 
 def test_features_are_scaled_by_rows_of_the_weight_or_along_hidden_vectors() -> None:

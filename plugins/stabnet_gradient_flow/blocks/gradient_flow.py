@@ -18,7 +18,8 @@ from stabnet.values import flag, number, shape, whole
 from ..activations import monotone_activation
 from ..gradient_step import gradient_step, growth_bound, step_scale
 from ..norms import NormEstimate
-from ..operators import Operator, PaddingMode, operator, orthogonal_weight
+from ..operators import Operator, PaddingMode, operator
+from ._finite import check_finite
 
 __all__ = ["GradientFlow", "gradient_flow", "gradient_flow_conv"]
 
@@ -132,10 +133,6 @@ class GradientFlow(Block):
     slightly too long. In eval mode ``h`` is fixed by the last estimate, and :meth:`lipschitz_bound`
     says what the block as it stands is bounded by; :meth:`renormalize` brings that to 1.
 
-    At first ``A`` is an isometry or the adjoint of one, for images a matrix at every pixel. Then a
-    step at the limit with ReLU reflects the part of the state where :math:`Az + b > 0`, and
-    gradients keep their length through any number of blocks.
-
     Args:
         operator: ``A``, without its weights.
         time: ``T``, from 1e-30 to 1e30.
@@ -174,7 +171,7 @@ class GradientFlow(Block):
         self.time = number("time", time, least=1e-30, below=1e30)
         self.max_steps = whole("max_steps", max_steps, 1)
         self.activation = monotone_activation(activation)
-        self.weight = nn.Parameter(orthogonal_weight(operator))
+        self.weight = nn.Parameter(operator.initial_weight())
         features = operator.weight_shape[0]
         self.bias = nn.Parameter(torch.zeros(features)) if flag("bias", bias) else None
         self.norm = NormEstimate(operator, self.weight, power_iterations)
@@ -208,8 +205,9 @@ class GradientFlow(Block):
         forward pass and an upper bound of :math:`\|A\|_2`, rounded up.
 
         Raises:
-            InvalidInputError: for weights or an estimate of their norm that are not finite.
+            InvalidInputError: for parameters or an estimate of the norm that are not finite.
         """
+        check_finite(self)
         scale, count = self._schedule(self.norm.norm)
         growth = growth_bound(self.operator, self.weight, self.activation, scale, self._limit)
         steps = 1 if count is None else int(count)

@@ -19,7 +19,8 @@ from stabnet.values import number
 from ..activations import monotone_activation
 from ..gradient_step import gradient_step, growth_bound, step_scale
 from ..norms import NormEstimate
-from ..operators import PaddingMode, operator, orthogonal_weight
+from ..operators import PaddingMode, operator
+from ._finite import check_finite
 
 __all__ = ["GradientFlowPair"]
 
@@ -95,7 +96,7 @@ class GradientFlowPair(Block):
         self.slope = number("slope", slope, above=0, below=1)
         self.time = number("time", time, least=1e-30, below=1e30)
         self.activation = monotone_activation(activation)
-        self.weight = nn.Parameter(orthogonal_weight(self.operator))
+        self.weight = nn.Parameter(self.operator.initial_weight())
         self.bias = nn.Parameter(torch.zeros(self.operator.weight_shape[0]))
         features = self.state_shape[0]
         self.angle = nn.Parameter(torch.randn(features, features) / math.sqrt(features))
@@ -146,7 +147,7 @@ class GradientFlowPair(Block):
         up.
 
         Raises:
-            InvalidInputError: for weights or an estimate of their norm that are not finite.
+            InvalidInputError: for parameters or an estimate of the norm that are not finite.
         """
         growth = growth_bound(
             self.operator, self.weight, self.activation, self._scale(self.norm.norm), self._limit
@@ -161,17 +162,13 @@ class GradientFlowPair(Block):
             InvalidInputError: for parameters that are not finite.
         """
         turn = self.orthogonal()
+        check_finite(self, turn)
         # What the forward pass makes of the numbers a and 2/(1 + a) in its own precision.
         rounding = 4 * torch.finfo(turn.dtype).eps
         turn = turn.cpu().double()
         error = torch.linalg.matrix_norm(turn.mT @ turn - torch.eye(len(turn)).double())
         margin = gamma(len(turn) + 8) * (1 + turn.square().sum())
         off = float(error * (1 + gamma(len(turn) ** 2 + 8)) + margin)
-        if not math.isfinite(off):
-            raise InvalidInputError(
-                "the angles of a gradient_flow_pair are not finite, so it has no Lipschitz bound; "
-                "go back to weights from before training diverged"
-            )
         length = 2 / (1 + self.slope)
         least = length * self.slope * max(0.0, 1 - off) * (1 - rounding)
         most = length * (1 + off) * (1 + rounding)
