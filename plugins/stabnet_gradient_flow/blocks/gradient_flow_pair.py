@@ -17,6 +17,7 @@ from stabnet.interfaces import Block, Features, Guarantee, Status
 from stabnet.values import number
 
 from ..activations import monotone_activation
+from ..cayley_map import cayley, saturated
 from ..gradient_step import gradient_step, growth_bound, step_scale
 from ..norms import NormEstimate
 from ..operators import PaddingMode, operator
@@ -24,8 +25,8 @@ from ._finite import check_finite
 
 __all__ = ["GradientFlowPair"]
 
-_LARGEST_ENTRY = 100.0
-"""Of the skew matrix, for which the Cayley map is accurate in single precision."""
+_LARGEST_ANGLE = 100.0
+"""Entries of the matrix that the second step is made of saturate there, which keeps it accurate."""
 
 
 @final
@@ -65,7 +66,7 @@ class GradientFlowPair(Block):
     Attributes:
         weight: the weights of ``A``.
         bias: ``b``, one number per hidden feature.
-        angle: a square matrix ``W``; ``B`` is the Cayley map of its skew part.
+        angle: a square matrix, of whose skew part ``B`` is the Cayley map.
         offset: ``c``, one number per feature or channel.
         norm: the estimate of the norm of ``A``.
 
@@ -127,16 +128,8 @@ class GradientFlowPair(Block):
         return y - 2 / (1 + self.slope) * self.rotation.adjoint(turn, turned)
 
     def orthogonal(self) -> Float[Tensor, "n n"]:
-        r"""Return ``B``, the Cayley map :math:`(I + S)^{-1}(I - S)` of :math:`S = W - W^\top`.
-
-        Where entries of ``S`` are beyond 100, ``S`` is scaled back to that.
-        """
-        skew = self.angle - self.angle.mT
-        skew = skew / (skew.abs().amax() / _LARGEST_ENTRY).clamp(min=1)
-        identity = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
-        # I + S is never singular, so that nothing is lost by not asking whether it was.
-        solved: Tensor = torch.linalg.solve_ex(identity + skew, identity - skew).result
-        return solved
+        """Return ``B``, by the Cayley map; see :func:`stabnet_gradient_flow.cayley_map.cayley`."""
+        return cayley(saturated(self.angle, _LARGEST_ANGLE))
 
     def lipschitz_bound(self) -> float:
         r"""Return an upper bound of the Lipschitz constant in eval mode, of the block as it stands.
