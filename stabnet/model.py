@@ -66,8 +66,17 @@ class Normalize(nn.Module):
         return normalize_interval(lower, upper, mean, std, sound=sound)
 
     def lipschitz_bound(self) -> float:
-        """Return ``1 / min std``, the Lipschitz constant in l2, in float64 and rounded up."""
-        return math.nextafter(1 / float(self.std.min()), math.inf)
+        """Return ``1 / min |std|``, the Lipschitz constant in l2, in float64 and rounded up.
+
+        Raises:
+            InvalidInputError: if a number in ``std`` is zero, NaN or infinite.
+        """
+        least = float(self.std.abs().min())
+        if not (bool(self.std.isfinite().all()) and least > 0 and math.isfinite(1 / least)):
+            raise InvalidInputError(
+                f"inputs are divided by std={self.std.tolist()}, which has no Lipschitz bound"
+            )
+        return math.nextafter(1 / least, math.inf)
 
 
 @final

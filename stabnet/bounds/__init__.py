@@ -23,7 +23,7 @@ from .affine import (
 from .boxes import NoBoundError, add_interval, ball, check_box
 from .convolution import conv2d_norm_bound
 from .layers import affine_parameters, interval
-from .lipschitz import lipschitz_bound, lipschitz_product
+from .lipschitz import check_unaltered, lipschitz_bound, lipschitz_product
 from .monotone import monotone_interval, softplus_interval
 from .rounding import gamma, round_down, round_up
 from .spectral import largest_spectral_norm_bound, spectral_norm_bound
@@ -36,6 +36,7 @@ __all__ = [
     "batch_norm_interval",
     "bilinear_interval",
     "check_box",
+    "check_unaltered",
     "conv2d_interval",
     "conv2d_norm_bound",
     "gamma",

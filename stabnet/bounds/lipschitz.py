@@ -53,11 +53,8 @@ def lipschitz_bound(module: nn.Module, shape: Sequence[int]) -> float:
         InvalidInputError: for weights that are not finite.
     """
     sizes = tuple(int(n) for n in shape)
-    if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
-        raise NoBoundError(
-            f"{named(module)} has forward hooks, which may change what it computes; remove them "
-            "(for spectral_norm and weight_norm use those of torch.nn.utils.parametrizations)"
-        )
+    for part in module.modules():
+        check_unaltered(part)
     own = getattr(module, "lipschitz_bound", None)
     if callable(own):
         return float(own())
@@ -73,6 +70,20 @@ def lipschitz_bound(module: nn.Module, shape: Sequence[int]) -> float:
         f"{', '.join(kind.__name__ for kind in _LAYERS)}, and modules with a method "
         "lipschitz_bound() or affine()"
     )
+
+
+def check_unaltered(module: nn.Module) -> None:
+    """Raise :class:`NoBoundError` for a module that need not compute what its class does."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise NoBoundError(
+            f"{named(module)} has forward hooks, which may change what it computes; remove them "
+            "(for spectral_norm and weight_norm use those of torch.nn.utils.parametrizations)"
+        )
+    if "forward" in module.__dict__:
+        raise NoBoundError(
+            f"{named(module)} was given a forward of its own, for which no bound is known; delete "
+            "that attribute"
+        )
 
 
 def lipschitz_product(bounds: Sequence[float]) -> float:
@@ -101,6 +112,9 @@ def _sequential(module: nn.Sequential, shape: Shape) -> float:
 
 def _out_shape(layer: nn.Module, shape: Shape) -> Shape:
     """Return the shape of a layer's output, without running it on numbers or changing it."""
+    known = getattr(layer, "out_shape", getattr(layer, "state_shape", None))
+    if known is not None:
+        return tuple(known)
     twin = copy.deepcopy(layer).eval().to("meta", torch.float32)
     out: Tensor = twin(torch.empty(1, *shape, dtype=torch.float32, device="meta"))
     return tuple(out.shape[1:])
@@ -117,6 +131,8 @@ def _dropout(module: nn.Dropout, shape: Shape) -> float:
 
 
 def _conv2d(module: nn.Conv2d, shape: Shape) -> float:
+    if type(module)._conv_forward is not nn.Conv2d._conv_forward:
+        raise _refuse(module, "it has a _conv_forward of its own")
     padding: Any = module.padding
     if padding == "valid":
         padding = 0
@@ -186,18 +202,22 @@ def _over_root(count: int) -> float:
 
 
 def _leaky(module: nn.LeakyReLU, shape: Shape) -> float:
-    return max(1.0, abs(float(module.negative_slope)))
+    return _largest_slope(module, float(module.negative_slope))
 
 
 def _prelu(module: nn.PReLU, shape: Shape) -> float:
-    slope = float(module.weight.detach().abs().max())
-    if not math.isfinite(slope):
-        raise _refuse(module, "its slope is not finite")
-    return max(1.0, slope)
+    return _largest_slope(module, float(module.weight.detach().abs().max()))
 
 
 def _elu(module: nn.ELU, shape: Shape) -> float:
-    return max(1.0, abs(float(module.alpha)))
+    return _largest_slope(module, float(module.alpha))
+
+
+def _largest_slope(module: nn.Module, below: float) -> float:
+    """Return the largest slope of a function whose slopes above zero are at most one."""
+    if not math.isfinite(below):
+        raise _refuse(module, "its slope is not finite")
+    return max(1.0, abs(below))
 
 
 def _quarter(module: nn.Sigmoid, shape: Shape) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..bounds import NoBoundError, lipschitz_product
+from ..bounds import NoBoundError, check_unaltered, lipschitz_product
 from ..bounds import lipschitz_bound as module_bound
 from ..interfaces import Block
 from ..model import StabilityModel
@@ -67,8 +67,8 @@ def lipschitz_bound(model: nn.Module) -> LipschitzBound:
             f"{type(model).__name__} is no StabilityModel, whose parts could be bounded one by "
             "one; stabnet.bounds.lipschitz_bound bounds plain layers and sequences of them"
         )
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise NoBoundError("the model has forward hooks, which may change what it computes")
+    # The parts check themselves; between them there are stacks only.
+    check_unaltered(model)
     parts = list(_parts(model))
     with eval_mode(model):
         bounds = tuple((name, _bound(name, part, shape)) for name, part, shape in parts)
@@ -97,6 +97,7 @@ def _parts(model: StabilityModel) -> Iterator[tuple[str, nn.Module, tuple[int, .
 
 def _stages(name: str, stage: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
     if isinstance(stage, Stack):
+        check_unaltered(stage)
         for index, inner in enumerate(stage.stages):
             yield from _stages(f"{name}.stages.{index}", inner)
     else:

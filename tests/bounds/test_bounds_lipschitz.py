@@ -109,6 +109,34 @@ def test_hooks_and_overridden_forwards_are_refused():
     with pytest.raises(NoBoundError, match="forward of its own"):
         lipschitz_bound(Doubling(), (2,))
 
+    class Convolving(nn.Conv2d):
+        def _conv_forward(self, *arguments):
+            return 2 * super()._conv_forward(*arguments)
+
+    with pytest.raises(NoBoundError, match="_conv_forward of its own"):
+        lipschitz_bound(Convolving(1, 1, 1), (1, 2, 2))
+
+
+def test_a_forward_given_to_one_module_is_refused_even_if_it_bounds_itself():
+    block = stabnet.build("scale", kind="block", state_shape=(2,), largest=1.0)
+    block.forward = lambda z, u=None: 100 * z
+    with pytest.raises(NoBoundError, match="forward of its own"):
+        lipschitz_bound(nn.Sequential(nn.ReLU(), block), (2,))
+
+
+@pytest.mark.parametrize("slope", [math.nan, math.inf])
+def test_a_slope_that_is_not_finite_has_no_bound(slope):
+    for layer in (nn.LeakyReLU(slope), nn.ELU(slope), nn.PReLU(init=slope)):
+        with pytest.raises(NoBoundError, match="finite"):
+            lipschitz_bound(layer, (2,))
+
+
+def test_a_block_in_a_sequence_tells_its_shape_even_where_it_looks_at_its_numbers():
+    block = stabnet.build("gradient_flow_conv", kind="block", state_shape=(2, 8, 8), max_steps=3)
+    net = nn.Sequential(block, nn.Conv2d(2, 1, 3, padding=1))
+    alone = lipschitz_bound(net[1], (2, 8, 8))
+    assert lipschitz_bound(net, (2, 8, 8)) >= alone > lipschitz_bound(net[1], (2, 1, 1))
+
 
 def test_weights_that_are_not_finite_have_no_bound():
     layer = nn.Linear(2, 2)

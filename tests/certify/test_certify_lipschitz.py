@@ -88,9 +88,36 @@ def test_a_part_without_a_bound_is_named():
 
 def test_hooks_on_the_model_are_refused():
     network = model(Scaling((1, 2, 2), 1.0))
-    network.register_forward_hook(lambda *_: None)
-    with pytest.raises(NoBoundError, match="hooks"):
+    inner = stabnet.Stack([Scaling((1, 2, 2), 1.0)])
+    network.dynamics.stages.append(inner)
+    for part in (network, network.dynamics, inner, network.head, network.normalize):
+        handle = part.register_forward_hook(lambda *_: None)
+        with pytest.raises(NoBoundError, match="hooks"):
+            lipschitz_bound(network)
+        handle.remove()
+    assert lipschitz_bound(network).features >= 2
+
+
+@pytest.mark.parametrize("part", ["dynamics", "head", ""])
+def test_a_forward_given_to_a_part_is_refused(part):
+    network = model(Scaling((1, 2, 2), 1.0))
+    network.get_submodule(part).forward = lambda *_: None
+    with pytest.raises(NoBoundError, match="forward of its own"):
         lipschitz_bound(network)
+
+
+@pytest.mark.parametrize("std", [math.nan, math.inf, 0.0])
+def test_normalization_by_no_number_has_no_bound(std):
+    network = model(Scaling((1, 2, 2), 1.0))
+    network.normalize.std.data.fill_(std)
+    with pytest.raises(stabnet.InvalidInputError, match="divided by std"):
+        lipschitz_bound(network)
+
+
+def test_normalization_expands_by_the_smallest_size_of_a_number():
+    network = model(Scaling((1, 2, 2), 1.0), std=0.25)
+    network.normalize.std.data.neg_()
+    assert 4 <= lipschitz_bound(network).features <= 4 * (1 + 1e-12)
 
 
 def test_products_are_of_all_parts():
