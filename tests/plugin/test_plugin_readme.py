@@ -60,7 +60,7 @@ def test_listing_a_plugin_of_the_readme_does_not_import_torch(site):
 
 
 def test_examples_of_the_readme_run(site):
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     code = (
         f"import os; os.chdir({str(site.path)!r})\n"
         + EXAMPLES[0]
@@ -83,6 +83,11 @@ def test_examples_of_the_readme_run(site):
         "field = model.dynamics.vector_field\n"
         "value = field.potential(states)\n"
         "assert (value[1:] < value[:-1]).all() and field.vector_field.first.weight.grad.any()\n"
+    )
+    code += EXAMPLES[5] + (
+        "assert 1 <= bound.features <= 1 + 1e-5\n"
+        "assert certified.radius.shape == (8,) and (certified.radius >= 0).all()\n"
+        "assert model.dynamics.stages[-2].weight.grad.any()\n"
     )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
