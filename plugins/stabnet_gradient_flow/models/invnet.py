@@ -33,7 +33,7 @@ def invnet(
     Zeros are appended to the measurements, :math:`E`; non-expansive blocks :math:`\Phi_i` of the
     wider state follow; the first entries are kept, :math:`P`, and scaled by a learned number
     within :math:`[-L, L]`. The whole is ``L``-Lipschitz if the blocks are non-expansive: those of
-    ``gradient_flow`` are after ``stabnet_gradient_flow.renormalize(model)``, and
+    ``gradient_flow`` are after ``stabnet.renormalize(model)``, and
     ``stabnet.certify.lipschitz_bound(model).outputs`` bounds the model as it stands.
 
     >>> import stabnet
