@@ -63,9 +63,10 @@ def certified_radii(
 
     The logits are those of a float64 copy in eval mode, made for this call, and :math:`L` is a
     sound bound of that copy. From every margin is deducted four times the largest difference
-    between these logits and those in the model's own precision, at the image, and :math:`10^{-9}`
-    of the largest logit. What that covers is said in the report's assumptions. Nothing is cached,
-    and the model stays as it is.
+    between these logits and those in the model's own precision, at the image, and of the largest
+    logit :math:`10^{-9}` and 16 units of that precision: at a single image the difference may
+    happen to be zero. What that covers is said in the report's assumptions. Nothing is cached, and
+    the model stays as it is.
 
     Args:
         model: a classifier with a Lipschitz bound, see :func:`lipschitz_bound`.
@@ -175,7 +176,8 @@ class _Certifier:
         logits = self.exact(x.double())
         classes = logits.shape[1]
         # The second term outweighs the rounding of the differences as well.
-        slack = 4 * (own.double() - logits).abs().amax(1) + 1e-9 * logits.abs().amax(1)
+        share = 1e-9 + 16 * torch.finfo(own.dtype).eps
+        slack = 4 * (own.double() - logits).abs().amax(1) + share * logits.abs().amax(1)
         margins = logits.gather(1, y[:, None]) - logits - slack[:, None]
         slopes = self.slopes.to(y.device).expand(classes, classes)[y]
         flat = torch.where(margins > 0, math.inf, 0.0)

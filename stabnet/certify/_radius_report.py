@@ -24,7 +24,7 @@ _ASSUMPTIONS = (
     "IEEE 754 double precision, round to nearest, gradual underflow",
     "for the model in its own precision: its margins at perturbed inputs err by no more than all "
     "that is deducted, which includes four times the largest difference between logits in its own "
-    "precision and in float64 at the image",
+    "precision and in float64 at the image, and 16 units of that precision of the largest logit",
 )
 
 
