@@ -43,9 +43,10 @@ class PGDL2(BallAttack):
         steps: number of steps of one run, at least 1.
         restarts: runs, each from a random start of its own, at least 1. Later runs attack the
             images that are still classified rightly.
-        loss: ``"cross_entropy"``, whose gradient vanishes where the model is confident;
-            ``"margin"``, :math:`\max_{j \ne y} f_j - f_y`, which is what certificates by Lipschitz
-            constants speak of; or ``"dlr"``, the margin relative to the spread of the top three.
+        loss: ``"cross_entropy"``, whose gradient vanishes where the model is confident, and hardly
+            tells the runner-up from other classes where all logits are small; ``"margin"``,
+            :math:`\max_{j \ne y} f_j - f_y`, which is what certificates by Lipschitz constants
+            speak of; or ``"dlr"``, the margin relative to the spread of the top three.
 
     Raises:
         InvalidOptionError: for an option out of range.
