@@ -72,9 +72,9 @@ def head(rows: list[dict], args: argparse.Namespace) -> list[str]:
         "radius, in float64 from sound bounds of all norms, exceeds eps: a lower bound of the "
         "accuracy under any perturbation of that length. Attacked: "
         f"{losses}, {args.steps} steps, {args.restarts} random starts, at every eps, on "
-        f"{attacked} test images, evenly spaced; each is an upper bound. Models labeled by a margin are "
-        "non-expansive up to their last layer and were trained for a certified radius of that "
-        "margin; `unconstrained` has the same shape, and cross entropy. No model was trained "
+        f"{attacked} test images, evenly spaced; each is an upper bound. `unconstrained` is "
+        "the free twin, trained on the cross entropy; the others are non-expansive up to their "
+        "last layer, and were trained for a certified radius with a margin. No model was trained "
         f"against attacks. Seed {args.seed}; one seed, one standard error of a share of the "
         f"attacked images is up to {50 / attacked**0.5:.1f}.",
         "",
