@@ -33,7 +33,7 @@ A = torch.tensor([[1.25, 1.0], [1.0, 1.25]], dtype=torch.float64)
 SINGULAR = torch.linalg.svdvals(A)
 TAUS = torch.logspace(-4, 1, 501, dtype=torch.float64)
 FACTORS = {"L*/3": 1 / 3, "L*": 1.0, "3 L*": 3.0}
-BLOCK = {"name": "gradient_flow", "activation": "tanh"}
+BLOCK = {"name": "gradient_flow", "activation": "tanh"}  # smooth, as the reconstruction is
 BATCH = 100  # measurements of one step
 REACH = 6.0  # Lipschitz constants are looked for up to here; data have entries up to 4.5 or so
 
@@ -92,8 +92,8 @@ def train(
 ) -> None:
     """Train networks side by side with Adam, as many on the first set as on every other.
 
-    One call of the stacked networks costs hardly more than one of a single network. Backbone and
-    head are identities, so that a network is its dynamics.
+    The tensors are so small that a step of nine stacked networks takes about as long as three steps
+    of one. Backbone and head are identities, so that a network is its dynamics.
     """
     networks = [model.dynamics.train() for model in models]
     weights, buffers = stack_module_state(networks)
@@ -230,7 +230,7 @@ def markdown(
         "\n*Bound* is certified, of the network that was tested, after re-normalization; "
         "*Jacobians* is their largest norm at the test measurements and on a grid up to "
         f"{REACH:g}, *far pairs* the largest difference quotient of pairs of these that are more "
-        "than 1 apart.\n",
+        "than 1 apart. A training error far below the least possible is noise that was learned.\n",
         *verdict(networks),
         "\n## Figures\n",
         "![points and measurements](inverse-problem-data.png)\n",
@@ -254,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of data and networks")
     parser.add_argument("--out", type=Path, default=Path("runs/inverse-problem"))
     args = parser.parse_args(argv)
+    args.sizes = list(dict.fromkeys(args.sizes))
     torch.set_num_threads(1)  # the tensors are too small for more
     errors, networks, shown = reconstruct(args)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def draw_errors(errors: Sequence[dict], networks: Sequence[dict], path: str) -> 
         for name, color in (("naive", "C3"), ("best Tikhonov", "C1"), ("least possible", "C2")):
             panel.axhline(row[name], color=color, linestyle=":", label=name)
         panel.set(xscale="log", title=f"{row['training set']} for training", ylim=(0, None))
-        panel.set_xticks(constants, [f"{n['network']} = {n['L']:.2g}" for n in own])
+        panel.set_xticks(constants, [f"{n['network']}\n{n['L']:.2g}" for n in own])
         panel.minorticks_off()
         panel.set_xlabel("Lipschitz constant $L$")
     panels[0].set_ylabel("mean squared error")

@@ -29,7 +29,8 @@ class Scale(Block):
     a plain clamp vanishes for all :math:`c` outside of :math:`[-L, L]`, so that a step of the
     optimizer that leaves the interval is the last: the factor stays at the bound, whatever the
     loss. Here the values are those of the clamp, and so is the gradient but for one case: outside,
-    it passes if a step against it leads back. Gradient descent then is projected descent.
+    it passes if a step against it leads back. So the factor can always return, and no gradient
+    pulls ``c`` further away than it is.
 
     Args:
         state_shape: shape of one state.
