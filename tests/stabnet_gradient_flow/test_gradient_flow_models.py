@@ -86,6 +86,17 @@ def test_image_can_be_downsampled_before_the_first_block():
     assert stages(model) == ["Downsample", "Lift", "GradientFlow", "GradientFlow", "Flatten"]
 
 
+def test_a_learned_layer_changes_the_width_where_blocks_keep_it():
+    model = net(channels=(1, 6), blocks=(0, 1), features=(10, 10), resize="cayley")
+    assert stages(model) == [
+        *["Downsample", "Cayley", "GradientFlow"],
+        *["Flatten", "Cayley", "GradientFlow", "GradientFlow"],
+    ]
+    assert shapes(model)[-1] == (10,)
+    alone = net(block="aol", features=(6,), dense_block="cayley", resize="cayley")
+    assert stages(alone) == ["AOL", "Downsample", "AOL", "Flatten", "Cayley"]
+
+
 def test_without_resolutions_there_are_dense_blocks_of_any_input():
     model = net(channels=(), blocks=(), features=(64, 64), in_shape=(1, 8, 8))
     assert stages(model) == ["Flatten", "GradientFlow", "GradientFlow"]
@@ -113,8 +124,9 @@ def test_normalization_and_head_are_those_that_were_asked_for():
         {"block": {"name": "aol", "kernel_size": 1}, "dense_block": "aol", "features": (6,)},
         {"block": "cayley", "dense_block": "cayley", "features": (6,)},
         {"block": "sandwich", "dense_block": "sandwich", "features": (6,)},
+        {"features": (6, 6), "resize": {"name": "cayley", "activation": "abs"}},
     ],
-    ids=["gradient_flow", "sll", "aol", "cayley", "sandwich"],
+    ids=["gradient_flow", "sll", "aol", "cayley", "sandwich", "resize"],
 )
 def test_every_kind_of_block_builds_from_a_line_of_json_and_is_saved_whole(options, tmp_path):
     line = json.dumps({"name": "nonexpansive_net", **TINY, **options})
@@ -206,6 +218,7 @@ def test_twin_trains():
         ({"basis": "fourier"}, "'pixels' or 'haar'"),
         ({"block": {"name": "aol", "features": 8}}, "features twice"),
         ({"block": "gradient_flow"}, "gradient_flow_conv"),
+        ({"resize": "sll"}, "resize='sll' keeps the number of features"),
     ],
 )
 @pytest.mark.parametrize("name", ["nonexpansive_net", "resnet_twin"])

@@ -121,3 +121,13 @@ def test_weights_that_are_not_finite_have_no_bound() -> None:
     for op in (operator((4,)), operator((2, 5, 5))):
         with pytest.raises(InvalidInputError):
             op.norm_bound(torch.full(op.weight_shape, torch.nan))
+
+
+def test_zero_padding_is_bounded_at_frequencies_that_the_image_has_not() -> None:
+    """On three pixels, a circular convolution by (-1, 1, -1) has the norm 2, a padded one more."""
+    tap = torch.tensor([-1.0, 1.0, -1.0], dtype=torch.float64)
+    weight = torch.outer(tap, tap)[None, None]
+    circular = operator((1, 3, 3), kernel_size=3, padding_mode="circular").norm_bound(weight)
+    padded = operator((1, 3, 3), kernel_size=3, padding_mode="zeros").norm_bound(weight)
+    assert circular == pytest.approx(4)
+    assert padded >= (1 + 2**0.5) ** 2 * (1 - 1e-12)

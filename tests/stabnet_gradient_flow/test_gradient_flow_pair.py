@@ -261,3 +261,18 @@ def test_twenty_trained_pairs_stay_within_their_bounds_and_renormalize_to_one() 
         assert largest(exact, z.double()) <= block.lipschitz_bound() * (1 + 1e-5)
     assert stabnet.renormalize(model) == 20
     assert math.prod(block.lipschitz_bound() for block in model) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.2])
+def test_the_contraction_is_bounded_for_the_matrix_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """What rounding may do to the orthogonal matrix, exaggerated."""
+    block = make(VECTOR, slope=0.3)
+    block.weight.data.zero_()  # the second step alone
+    turn = factor * block.orthogonal().detach()
+    monkeypatch.setattr(GradientFlowPair, "orthogonal", lambda self: turn)
+    length = 2 / (1 + 0.3)
+    truth = max(1 - length * 0.3 * factor**2, length * factor**2 - 1)
+    assert block.contraction_bound() >= truth
+    assert largest(block, 10 * states(VECTOR, 50)) <= block.lipschitz_bound() * (1 + 1e-12)

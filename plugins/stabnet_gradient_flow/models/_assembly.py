@@ -34,6 +34,7 @@ def assembled(
     blocks: Sequence[int],
     dense_block: Part,
     features: Sequence[int],
+    resize: Part | None,
     basis: Basis,
     head: str | Mapping[str, Any] | nn.Module,
     mean: Sequence[float] | None,
@@ -44,12 +45,17 @@ def assembled(
     Raises:
         InvalidOptionError: for options out of range, or that do not fit the image.
     """
-    chain = _Chain(shape("in_shape", in_shape))
+    if resize is not None and not _sets_width("resize", resize):
+        raise InvalidOptionError(
+            f"resize={resize!r} keeps the number of features; give a block with the option "
+            f"{_WIDTH!r}, such as 'cayley', or None for zeros and omissions"
+        )
+    chain = _Chain(shape("in_shape", in_shape), resize)
     widths, counts = _resolutions(chain.shape, channels, blocks)
     for index, (width, count) in enumerate(zip(widths, counts, strict=True)):
         if index:
             # Channels to be dropped are left to a block that can choose among them.
-            chosen = count > 0 and _sets_width("block", block)
+            chosen = resize is not None or (count > 0 and _sets_width("block", block))
             kept = None if chosen else min(width, 4 * chain.width)
             chain.add(downsample(state_shape=chain.shape, basis=basis, channels=kept))
         if not count:
@@ -70,10 +76,12 @@ class _Chain:
 
     Args:
         shape: shape of the first state.
+        resizing: the block that changes the number of channels where others keep it, if any.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], resizing: Part | None) -> None:
         self.shape = shape
+        self.resizing = resizing
         self.stages: list[Block] = []
 
     @property
@@ -87,8 +95,10 @@ class _Chain:
         self.shape = tuple(getattr(block, "out_shape", block.state_shape))
 
     def resize(self, width: int) -> None:
-        """Append zeros, or leave out the last channels, where there are not so many of them."""
-        if width > self.width:
+        """Change the number of channels; by zeros and omissions if no block was given for it."""
+        if self.resizing is not None and width != self.width:
+            self.add_part("resize", self.resizing, width)
+        elif width > self.width:
             self.add(Lift(self.shape, width))
         elif width < self.width:
             self.add(Project(self.shape, width))
