@@ -322,12 +322,29 @@ def test_image_folder_reads_the_pixels(tmp_path: Path, test: str, in_memory: boo
     assert data.augmentation == "crop_flip"
     x, y = stacked(data.train)
     assert x.dtype == torch.float32
-    np.testing.assert_array_equal(x.mul(255).round().numpy(), images.transpose(0, 3, 1, 2))
-    assert y.tolist() == [0, 0, 0, 1, 1, 1]
+    pixels = images.transpose(0, 3, 1, 2)
+    order = [int((pixels == one).all((1, 2, 3)).argmax()) for one in x.mul(255).round().numpy()]
+    np.testing.assert_array_equal(x.mul(255).round().numpy(), pixels[order])
+    assert y.tolist() == [index // 3 for index in order]
+    assert sorted(order) == list(range(6))
     assert len(data.test) == 4
     values = images.astype(np.float64) / 255
     assert data.mean == pytest.approx(values.mean((0, 1, 2)), rel=1e-12)
     assert data.std == pytest.approx(values.std((0, 1, 2)), rel=1e-12)
+
+
+def test_the_first_images_of_a_folder_are_of_all_classes(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog", "emu"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(20):
+                Image.new("RGB", (2, 2)).save(tmp_path / part / name / f"{i}.png")
+    data = load("image_folder", root=tmp_path)
+    again = load("image_folder", root=tmp_path)
+    labels = [int(data.test[i][1]) for i in range(60)]
+    assert set(labels[:20]) == {0, 1, 2}
+    assert sorted(labels) == sorted([0, 1, 2] * 20)
+    assert labels == [int(again.test[i][1]) for i in range(60)]
 
 
 def test_image_folder_in_memory_and_lazy_agree_bit_for_bit(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ def image_folder(
 ) -> Dataset:
     """Load images from ``root/train/CLASS/`` and ``root/test/CLASS/`` (or ``root/val/CLASS/``).
 
-    Images are read in color. Mean and standard deviation are computed from the training images:
-    from all of them when they are in memory, else from at most 1,000 evenly spaced ones.
+    Images are read in color, in an order that is random but always the same, so that the first of
+    them are a sample of all classes. Mean and standard deviation are computed from the training
+    images: from all of them when they are in memory, else from at most 1,000.
 
     Args:
         root: the folder that holds ``train`` and ``test``; see :func:`stabnet.data.data_root`.
@@ -112,8 +113,10 @@ class _Files(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
                 f"{folder} has no images that can be used: {error}. Put them into one folder per "
                 f"class, {folder}/CLASS/"
             ) from error
-        self.paths = [path for path, _ in found.samples]
-        self.labels = torch.tensor(found.targets)
+        # Found class by class: the first thousand would be of one class.
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+        self.paths = [found.samples[index][0] for index in order]
+        self.labels = torch.tensor(found.targets)[order]
         self.classes: list[str] = found.classes
         self.image_size = image_size
         self.shape = shape or tuple(self._pixels(0).shape)
