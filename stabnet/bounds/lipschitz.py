@@ -49,7 +49,8 @@ def lipschitz_bound(module: nn.Module, shape: Sequence[int]) -> float:
         cached. It is computed in float64 and rounded up.
 
     Raises:
-        NoBoundError: if no bound is known for the module as it stands.
+        NoBoundError: if no bound is known for the module as it stands, or its own is no number or
+            negative.
         InvalidInputError: for weights that are not finite.
     """
     sizes = tuple(int(n) for n in shape)
@@ -57,7 +58,10 @@ def lipschitz_bound(module: nn.Module, shape: Sequence[int]) -> float:
         check_unaltered(part)
     own = getattr(module, "lipschitz_bound", None)
     if callable(own):
-        return float(own())
+        bound = float(own())
+        if not bound >= 0:
+            raise NoBoundError(f"{named(module)} bounds its Lipschitz constant by {bound}")
+        return bound
     affine = affine_parameters(module)
     if affine is not None:
         return spectral_norm_bound(affine[0])

@@ -124,6 +124,14 @@ def test_a_forward_given_to_one_module_is_refused_even_if_it_bounds_itself():
         lipschitz_bound(nn.Sequential(nn.ReLU(), block), (2,))
 
 
+@pytest.mark.parametrize("bound", [math.nan, -1.0])
+def test_what_a_module_says_of_itself_must_be_a_bound(bound):
+    layer = nn.Identity()
+    layer.lipschitz_bound = lambda: bound
+    with pytest.raises(NoBoundError, match="bounds its Lipschitz constant by"):
+        lipschitz_bound(layer, (2,))
+
+
 @pytest.mark.parametrize("slope", [math.nan, math.inf])
 def test_a_slope_that_is_not_finite_has_no_bound(slope):
     for layer in (nn.LeakyReLU(slope), nn.ELU(slope), nn.PReLU(init=slope)):
@@ -189,3 +197,12 @@ def test_backbones_of_plain_layers_are_bounded_and_residual_ones_refused():
     assert lipschitz_bound(linear, (1, 4, 4)) > 0
     with pytest.raises(NoBoundError):
         stabnet.build("resnet20", kind="backbone", in_shape=(3, 8, 8)).lipschitz_bound()
+
+
+def test_a_layer_in_a_sequence_is_bounded_for_the_images_that_reach_it():
+    """Around three pixels a convolution by (-1, 1, -1) has the norm 2, around six it has 3."""
+    conv = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    tap = torch.tensor([-1.0, 1.0, -1.0])
+    conv.weight.data.copy_(torch.outer(tap, tap))
+    assert lipschitz_bound(conv, (1, 3, 3)) == pytest.approx(4)
+    assert 9 <= lipschitz_bound(nn.Sequential(nn.PixelShuffle(2), conv), (4, 3, 3)) < 9 + 1e-9
