@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -171,6 +172,17 @@ def test_bounding_a_network_leaves_it_as_it_is():
     before = {k: v.clone() for k, v in network.state_dict().items()}
     lipschitz_bound(network, shape)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.1, 1 / 3, 1.7])
+def test_products_are_at_least_the_exact_ones(factor):
+    for count in range(2, 30):
+        exact = Fraction(factor) ** count
+        assert (
+            exact
+            <= Fraction(lipschitz_product([factor] * count))
+            <= exact * (1 + Fraction(1, 2**45))
+        )
 
 
 def test_products_are_rounded_up_and_constant_maps_win():
