@@ -25,7 +25,13 @@ from torch import Tensor
 
 from stabnet import InvalidOptionError
 
-__all__ = ["Activation", "feed_forward_activation", "max_min", "monotone_activation"]
+__all__ = [
+    "Activation",
+    "check_features",
+    "feed_forward_activation",
+    "max_min",
+    "monotone_activation",
+]
 
 
 @final
@@ -98,6 +104,15 @@ def feed_forward_activation(name: str) -> Activation:
         f"activation={name!r} cannot be used after a layer of norm one, where it must not expand "
         f"distances: {why}. Use one of {', '.join(FEED_FORWARD)}"
     )
+
+
+def check_features(activation: Activation | None, features: int) -> None:
+    """Raise :class:`stabnet.InvalidOptionError` for MaxMin of an odd number of features."""
+    if activation is not None and activation.name == "maxmin" and features % 2:
+        raise InvalidOptionError(
+            f"activation='maxmin' compares features in pairs, and there are {features}; use an "
+            "even number of features, or another activation such as 'abs'"
+        )
 
 
 def _known(*activations: Activation) -> Mapping[str, Activation]:

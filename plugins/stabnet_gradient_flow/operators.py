@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stabnet import InvalidInputError, InvalidOptionError
+from stabnet import InvalidOptionError
 from stabnet.bounds import conv2d_norm_bound, spectral_norm_bound
 from stabnet.values import shape, whole
 
@@ -70,14 +70,6 @@ class Operator(ABC):
         """Return Gaussian weights whose operator norm is about one, from torch's random numbers."""
         rows, columns = self.weight_shape[0], math.prod(self.weight_shape[1:])
         return torch.randn(self.weight_shape) / (math.sqrt(rows) + math.sqrt(columns))
-
-    def check(self, z: Tensor) -> None:
-        """Raise :class:`stabnet.InvalidInputError` for states of another shape."""
-        if tuple(z.shape[1:]) != self.state_shape:
-            raise InvalidInputError(
-                f"states have shape {tuple(z.shape)}; the block was built for (batch, "
-                f"{', '.join(map(str, self.state_shape))})"
-            )
 
 
 @final

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
-from stabnet import InvalidInputError, InvalidOptionError, StabnetError
+from stabnet import InvalidOptionError
 from stabnet.bounds import largest_spectral_norm_bound
-from stabnet.interfaces import BoundsLipschitz, Guarantee, Status
 from stabnet.values import whole
 
 from .cayley_map import cayley, rescaled
 
-__all__ = ["SemiOrthogonal", "check_finite", "non_expansive"]
+__all__ = ["SemiOrthogonal"]
 
 _ENTRIES = 2**22
 """Entries of the matrices that are bounded at once."""
@@ -134,46 +133,3 @@ def _real(matrices: Inexact[Tensor, "batch m n"]) -> Float[Tensor, "batch m2 n2"
     """Return real matrices of the same norm and twice the size."""
     re, im = matrices.real, matrices.imag
     return torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
-
-
-def check_finite(module: nn.Module) -> None:
-    """Raise :class:`stabnet.InvalidInputError` if a parameter is not finite."""
-    for name, parameter in module.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise InvalidInputError(
-                f"{name} holds NaN or infinite values, so there is no Lipschitz bound; go back to "
-                "the weights from before training diverged"
-            )
-
-
-def non_expansive(block: BoundsLipschitz, formula: str, source: str) -> list[Guarantee]:
-    """Return what is guaranteed of a block that is non-expansive in exact arithmetic.
-
-    Args:
-        block: the block.
-        formula: why it is.
-        source: who says so.
-    """
-    status: Status = "verified"
-    try:
-        detail = f"L = {block.lipschitz_bound()!r} for the weights as they stand (float64)"
-    except StabnetError as error:
-        status, detail = "falsified", str(error)
-    return [
-        Guarantee(
-            claim="the block increases no distance between states z, for all finite weights",
-            formula=formula,
-            source=source,
-            status="by construction",
-            assumptions=("the Cayley map and the block are evaluated without rounding",),
-        ),
-        Guarantee(
-            claim="the block, its matrices as they are computed from the weights, increases no "
-            "distance between states z beyond the factor L",
-            formula="‖Φ(z) − Φ(w)‖₂ ≤ L ‖z − w‖₂",
-            source=source,
-            status=status,
-            assumptions=("the block is evaluated without rounding",),
-            detail=detail,
-        ),
-    ]

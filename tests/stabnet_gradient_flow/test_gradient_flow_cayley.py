@@ -259,7 +259,7 @@ def test_edits_of_the_data_are_seen(state_shape):
     built.matrix.weight.data.copy_(torch.randn_like(built.matrix.weight))
     assert (built(z) - before).abs().max() > 1e-3
     built.matrix.weight.data.view(-1)[0] = math.nan
-    with pytest.raises(stabnet.InvalidInputError, match=r"matrix.weight holds NaN"):
+    with pytest.raises(stabnet.InvalidInputError, match=r"matrix.weight of Cayley holds NaN"):
         built.lipschitz_bound()
     assert [g.status for g in built.guarantees()] == ["by construction", "falsified"]
 

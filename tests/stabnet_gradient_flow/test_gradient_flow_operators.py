@@ -112,11 +112,6 @@ def test_options_out_of_range_are_refused(options: dict[str, object], message: s
         operator(**options)
 
 
-def test_states_of_another_shape_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match=r"\(2, 5\).*batch, 4"):
-        operator((4,)).check(torch.zeros(2, 5))
-
-
 def test_weights_that_are_not_finite_have_no_bound() -> None:
     for op in (operator((4,)), operator((2, 5, 5))):
         with pytest.raises(InvalidInputError):

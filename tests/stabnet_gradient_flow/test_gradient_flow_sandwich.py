@@ -169,7 +169,9 @@ def test_edits_of_the_data_are_seen():
     for name, parameter in built.named_parameters():
         kept = parameter.detach().clone()
         parameter.data.fill_(math.inf)
-        with pytest.raises(stabnet.InvalidInputError, match=f"{name} holds NaN or infinite"):
+        with pytest.raises(
+            stabnet.InvalidInputError, match=f"{name} of Sandwich holds NaN or infinite"
+        ):
             built.lipschitz_bound()
         assert [g.status for g in built.guarantees()] == ["by construction", "falsified"]
         parameter.data.copy_(kept)

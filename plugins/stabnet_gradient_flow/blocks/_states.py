@@ -1,4 +1,4 @@
-"""What the blocks without parameters share: checks of shapes."""
+"""What all blocks share: checks of shapes."""
 
 from __future__ import annotations
 

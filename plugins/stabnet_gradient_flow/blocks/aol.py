@@ -10,19 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stabnet import InvalidOptionError, StabnetError
+from stabnet.bounds import lipschitz_product
 from stabnet.interfaces import Block, Features, Guarantee
 from stabnet.values import whole
 
-from ..activations import Activation, feed_forward_activation
+from ..activations import Activation, check_features, feed_forward_activation
 from ..operators import Operator, PaddingMode, operator
 from ..rescaling import rescaled_rows
-from ._finite import check_finite
+from ._guarantees import check_finite, non_expansive
+from ._states import check_state
 
 __all__ = ["AOL", "aol"]
-
-_OUTWARD = 1 + 2.0**-52
-"""What the product of two numbers can at most be rounded by."""
 
 
 def aol(
@@ -90,11 +88,7 @@ class AOL(Block):
     def __init__(self, operator: Operator, activation: Activation | None = None) -> None:
         super().__init__()
         features = operator.hidden_shape[0]
-        if activation is not None and activation.name == "maxmin" and features % 2:
-            raise InvalidOptionError(
-                f"activation='maxmin' takes pairs of features, and the layer returns {features}; "
-                "give an even number of `features`, or another activation"
-            )
+        check_features(activation, features)
         self.state_shape, self.out_shape = operator.state_shape, operator.hidden_shape
         self.operator, self.activation = operator, activation
         self.weight = nn.Parameter(_initial_weight(operator.weight_shape))
@@ -103,8 +97,12 @@ class AOL(Block):
     def forward(
         self, z: Float[Tensor, "batch ..."], u: Features = None
     ) -> Float[Tensor, "batch ..."]:
-        """Return ``σ(WDz + b)``."""
-        self.operator.check(z)
+        """Return ``σ(WDz + b)``.
+
+        Raises:
+            InvalidInputError: for states of another shape.
+        """
+        check_state(z, self.state_shape)
         out = self.operator(self._rescaled(), z, self.bias)
         return out if self.activation is None else self.activation(out)
 
@@ -119,28 +117,13 @@ class AOL(Block):
         """
         check_finite(self)
         slope = 1.0 if self.activation is None else self.activation.largest_slope
-        return self.operator.norm_bound(self._rescaled()) * slope * _OUTWARD
+        return lipschitz_product([self.operator.norm_bound(self._rescaled()), slope])
 
     def guarantees(self) -> list[Guarantee]:
-        """Return that the block increases no distance between states."""
-        detail = ""
-        try:
-            check_finite(self)
-        except StabnetError as error:
-            detail = str(error)
-        return [
-            Guarantee(
-                claim="the block increases no distance between states",
-                formula="‖f(z) − f(z′)‖₂ ≤ ‖z − z′‖₂",
-                source="Prach & Lampert 2022, theorems 1 and 2",
-                status="falsified" if detail else "by construction",
-                assumptions=(
-                    "exact arithmetic; lipschitz_bound() counts the rounding of the rescaled "
-                    "weights",
-                ),
-                detail=detail,
-            )
-        ]
+        """Return by how much the layer may increase distances between states."""
+        return non_expansive(
+            self, "‖WD‖₂ ≤ 1", "Prach & Lampert 2022, theorems 1 and 2", "the rescaling"
+        )
 
     def extra_repr(self) -> str:
         """Return shapes and activation."""

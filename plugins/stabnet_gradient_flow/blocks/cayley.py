@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stabnet import InvalidOptionError
 from stabnet.bounds import lipschitz_product
 from stabnet.interfaces import Block, Features, Guarantee
 from stabnet.values import flag, whole
 
-from ..activations import feed_forward_activation
-from ..semi_orthogonal import SemiOrthogonal, check_finite, non_expansive
+from ..activations import check_features, feed_forward_activation
+from ..semi_orthogonal import SemiOrthogonal
+from ._guarantees import check_finite, non_expansive
 from ._states import check_state, state_sizes
 
 __all__ = ["Cayley"]
@@ -74,11 +74,7 @@ class Cayley(Block):
         outgoing = incoming if features is None else whole("features", features, 1)
         self.out_shape = (outgoing, *image)
         self.activation = None if activation is None else feed_forward_activation(activation)
-        if activation == "maxmin" and outgoing % 2:
-            raise InvalidOptionError(
-                f"activation='maxmin' compares features in pairs, and there are {outgoing}; use "
-                "an even number of features, or another activation such as 'abs'"
-            )
+        check_features(self.activation, outgoing)
         self.matrix = SemiOrthogonal(outgoing, incoming, tuple(image), kernel_size)
         self.bias = nn.Parameter(torch.zeros(outgoing)) if flag("bias", bias) else None
 
@@ -108,13 +104,13 @@ class Cayley(Block):
         norm = self.matrix.norm_bound()
         if self.activation is None:
             return norm
-        slope = max(-self.activation.least_slope, self.activation.largest_slope)
-        return lipschitz_product([norm, slope])
+        return lipschitz_product([norm, self.activation.largest_slope])
 
     def guarantees(self) -> list[Guarantee]:
         """Return by how much the layer may increase distances between states."""
         tall = self.out_shape[0] >= self.state_shape[0]
-        return non_expansive(self, "QᵀQ = I" if tall else "QQᵀ = I", "Trockman & Kolter 2021")
+        formula = "QᵀQ = I" if tall else "QQᵀ = I"
+        return non_expansive(self, formula, "Trockman & Kolter 2021", "the Cayley map")
 
     def extra_repr(self) -> str:
         """Return shapes and activation."""

@@ -14,6 +14,7 @@ from stabnet.interfaces import Block, Features
 
 from ..activations import monotone_activation
 from ..operators import PaddingMode, operator
+from ._states import check_state
 
 __all__ = ["FreeResidual"]
 
@@ -68,8 +69,12 @@ class FreeResidual(Block):
     def forward(
         self, z: Float[Tensor, "batch ..."], u: Features = None
     ) -> Float[Tensor, "batch ..."]:
-        """Return ``z + Bσ(Az + b)``."""
-        self.operator.check(z)
+        """Return ``z + Bσ(Az + b)``.
+
+        Raises:
+            InvalidInputError: for states of another shape.
+        """
+        check_state(z, self.state_shape)
         hidden = self.activation(self.operator(self.weight, z, self.bias))
         return z + self.operator.adjoint(self.outgoing, hidden)
 

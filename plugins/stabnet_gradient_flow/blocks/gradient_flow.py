@@ -10,16 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stabnet import InvalidOptionError, StabnetError
+from stabnet import InvalidOptionError
 from stabnet.bounds import gamma
-from stabnet.interfaces import Block, Features, Guarantee, Status
+from stabnet.interfaces import Block, Features, Guarantee
 from stabnet.values import flag, number, shape, whole
 
 from ..activations import monotone_activation
 from ..gradient_step import gradient_step, growth_bound, step_scale
 from ..norms import NormEstimate
 from ..operators import Operator, PaddingMode, operator
-from ._finite import check_finite
+from ._guarantees import as_it_stands, check_finite
+from ._states import check_state
 
 __all__ = ["GradientFlow", "gradient_flow", "gradient_flow_conv"]
 
@@ -184,7 +185,7 @@ class GradientFlow(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        self.operator.check(z)
+        check_state(z, self.state_shape)
         scale, count = self._schedule(self.norm(self.weight) if self.training else self.norm.norm)
         if count is None:
             return self._step(scale, z)
@@ -225,22 +226,8 @@ class GradientFlow(Block):
 
     def guarantees(self) -> list[Guarantee]:
         """Return by how much the block, as it stands, may increase distances between states."""
-        status: Status = "verified"
-        try:
-            detail = f"L = {self.lipschitz_bound()!r} for the weights as they stand (float64)"
-        except StabnetError as error:
-            status, detail = "falsified", str(error)
-        return [
-            Guarantee(
-                claim="in eval mode the block increases no distance between states z beyond the "
-                "factor L",
-                formula="‖Φ(z) − Φ(w)‖₂ ≤ L ‖z − w‖₂, L = max(1, h L_σ ‖A‖₂² − 1)ⁿ",
-                source="[SNN] (18)–(19)",
-                status=status,
-                assumptions=("the block is evaluated without rounding",),
-                detail=detail,
-            )
-        ]
+        formula = "‖Φ(z) − Φ(w)‖₂ ≤ L ‖z − w‖₂, L = max(1, h L_σ ‖A‖₂² − 1)ⁿ"
+        return [as_it_stands(self, formula, "[SNN] (18)–(19)")]
 
     def extra_repr(self) -> str:
         """Return the options that matter."""

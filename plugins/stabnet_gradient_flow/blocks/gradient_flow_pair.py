@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stabnet import InvalidInputError, StabnetError
+from stabnet import InvalidInputError
 from stabnet.bounds import gamma
-from stabnet.interfaces import Block, Features, Guarantee, Status
+from stabnet.interfaces import Block, Features, Guarantee
 from stabnet.values import number
 
 from ..activations import monotone_activation
@@ -21,7 +21,8 @@ from ..cayley_map import cayley, saturated
 from ..gradient_step import gradient_step, growth_bound, step_scale
 from ..norms import NormEstimate
 from ..operators import PaddingMode, operator
-from ._finite import check_finite
+from ._guarantees import as_it_stands, check_finite
+from ._states import check_state
 
 __all__ = ["GradientFlowPair"]
 
@@ -112,7 +113,7 @@ class GradientFlowPair(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        self.operator.check(z)
+        check_state(z, self.state_shape)
         norm = self.norm(self.weight) if self.training else self.norm.norm
         y = z + gradient_step(
             self.operator,
@@ -186,22 +187,8 @@ class GradientFlowPair(Block):
 
     def guarantees(self) -> list[Guarantee]:
         """Return by how much the block, as it stands, may increase distances between states."""
-        status: Status = "verified"
-        try:
-            detail = f"L = {self.lipschitz_bound()!r} for the weights as they stand (float64)"
-        except StabnetError as error:
-            status, detail = "falsified", str(error)
-        return [
-            Guarantee(
-                claim="in eval mode the block increases no distance between states z beyond the "
-                "factor L",
-                formula="‖Φ(z) − Φ(w)‖₂ ≤ L ‖z − w‖₂, L = (1 + h_e L_σ ‖A‖₂²) κ",
-                source="Celledoni et al. 2023, section 4",
-                status=status,
-                assumptions=("the block is evaluated without rounding",),
-                detail=detail,
-            )
-        ]
+        formula = "‖Φ(z) − Φ(w)‖₂ ≤ L ‖z − w‖₂, L = (1 + h_e L_σ ‖A‖₂²) κ"
+        return [as_it_stands(self, formula, "Celledoni et al. 2023, section 4")]
 
     def extra_repr(self) -> str:
         """Return the options that matter."""

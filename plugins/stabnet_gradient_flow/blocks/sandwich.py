@@ -16,7 +16,8 @@ from stabnet.values import whole
 
 from ..activations import monotone_activation
 from ..cayley_map import saturated
-from ..semi_orthogonal import SemiOrthogonal, check_finite, non_expansive
+from ..semi_orthogonal import SemiOrthogonal
+from ._guarantees import check_finite, non_expansive
 from ._states import check_state, state_sizes
 
 __all__ = ["Sandwich"]
@@ -122,7 +123,10 @@ class Sandwich(Block):
     def guarantees(self) -> list[Guarantee]:
         """Return by how much the layer may increase distances between states."""
         return non_expansive(
-            self, "‖2AᵀSB‖₂ ≤ ‖[A B]‖₂² = 1", "Wang & Manchester 2023, the sandwich layer"
+            self,
+            "‖2AᵀSB‖₂ ≤ ‖[A B]‖₂² = 1",
+            "Wang & Manchester 2023, the sandwich layer",
+            "the Cayley map",
         )
 
     def extra_repr(self) -> str:

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stabnet import StabnetError
 from stabnet.interfaces import Block, Features, Guarantee
 
 from ..activations import Activation, monotone_activation
 from ..operators import Operator, PaddingMode, operator
 from ..rescaling import rescaled_rows
-from ._finite import check_finite
+from ._guarantees import check_finite, non_expansive
+from ._states import check_state
 
 __all__ = ["SLL", "sll"]
 
@@ -96,8 +96,12 @@ class SLL(Block):
     def forward(
         self, z: Float[Tensor, "batch ..."], u: Features = None
     ) -> Float[Tensor, "batch ..."]:
-        """Return ``z − (2/L_σ) Aᵀ D σ(Az + b)``."""
-        self.operator.check(z)
+        """Return ``z − (2/L_σ) Aᵀ D σ(Az + b)``.
+
+        Raises:
+            InvalidInputError: for states of another shape.
+        """
+        check_state(z, self.state_shape)
         weight, norms = rescaled_rows(self.weight, self.log_q)
         scale, bias = self.operator.along(norms), self.operator.along(self.bias)
         hidden = torch.addcmul(bias, self.operator(weight, z), scale)
@@ -121,25 +125,13 @@ class SLL(Block):
         return max(1.0, 2 * norm**2 * _OUTWARD - 1)
 
     def guarantees(self) -> list[Guarantee]:
-        """Return that the block increases no distance between states."""
-        detail = ""
-        try:
-            check_finite(self)
-        except StabnetError as error:
-            detail = str(error)
-        return [
-            Guarantee(
-                claim="the block increases no distance between states",
-                formula="‖f(z) − f(z′)‖₂ ≤ ‖z − z′‖₂",
-                source="Araujo et al. 2023, theorem 3",
-                status="falsified" if detail else "by construction",
-                assumptions=(
-                    "exact arithmetic; lipschitz_bound() counts the rounding of the rescaled "
-                    "weights",
-                ),
-                detail=detail,
-            )
-        ]
+        """Return by how much the block may increase distances between states."""
+        return non_expansive(
+            self,
+            "‖I − 2BᵀSB‖₂ ≤ 1, from ‖B‖₂ ≤ 1 and 0 ≼ S ≼ I",
+            "Araujo et al. 2023, theorem 3",
+            "the rescaling",
+        )
 
     def extra_repr(self) -> str:
         """Return shapes and activation."""
