@@ -130,7 +130,7 @@ def examine(
     report = stabnet.certify.certified_accuracy(network, loader, args.eps)
     certify_cpu, cpu = time.process_time() - cpu, time.process_time()
     x, y = (torch.cat(t) for t in zip(*loader, strict=True))
-    # Evenly spaced, since the images of a folder come class by class.
+    # Evenly spaced: a sample of all, whatever their order.
     count = min(args.images, len(x))
     chosen = torch.arange(count) * len(x) // count
     x, y = x[chosen], y[chosen]
@@ -161,16 +161,13 @@ def draw(rows: list[dict], args: argparse.Namespace) -> None:
     for row in rows:
         label, clean = row["label"], row["robustness"]["clean"]["accuracy"]
         grid = row["curve"]
-        curves.append(AccuracyCurve(label, "certified", grid["eps"], grid["certified"]))
+        curves.append(AccuracyCurve(label, None, grid["eps"], grid["certified"]))
         for name, words in NAMES.items():
             left = [clean, *accuracies(row, name)]
             curves.append(AccuracyCurve(label, words, (0, *args.eps), left))
     figure = accuracy_curves(curves, norm="l2")
     figure.set_size_inches(8, 4.5)
     figure.axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    for line in figure.axes[0].lines:
-        if line.get_label().endswith("certified"):
-            line.set_marker("")
     save_figure(figure, path(args, ".png"), dpi=110)
 
 

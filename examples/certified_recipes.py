@@ -34,15 +34,13 @@ def margin(radius: float, temperature: float) -> dict:
     return {"name": "margin_cross_entropy", "margin": radius, "temperature": temperature}
 
 
-def twin(net: dict) -> dict:
-    """Return the unconstrained twin of a net, with about as many parameters.
+def twin(net: dict, hidden: int) -> dict:
+    """Return the options of the twin: free residual blocks, of the same shapes where it has any.
 
-    Its blocks have two matrices where those of gradient flows have one, so half as many hidden
-    features.
+    The layer that changes the width first stays what it is; what follows is not constrained.
     """
-    hidden = net["dense_block"]["hidden"] // 2
     free = {"name": "free_residual", "hidden": hidden}
-    return net | {"block": "free_residual", "dense_block": free}
+    return net | {"block": "free_residual", "dense_block": free, "resize": "cayley"}
 
 
 DIGITS = {
@@ -52,11 +50,10 @@ DIGITS = {
     "features": (64,) * 3,
 }
 MNIST = {
-    "channels": (1, 16, 32),
-    "blocks": (0, 1, 1),
-    "block": "cayley",
-    "dense_block": {"name": "gradient_flow", "hidden": 256},
-    "features": (1568,) * 2,
+    "channels": (),
+    "blocks": (),
+    "dense_block": "cayley",
+    "features": (256,) * 3,
 }
 CIFAR = {
     "channels": (3, 32, 64),
@@ -71,19 +68,19 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "margin 0.25": Recipe(DIGITS, margin(0.25, 0.1), 40, batch_size=32),
         "margin 0.5": Recipe(DIGITS, margin(0.5, 0.1), 40, batch_size=32),
         "margin 1": Recipe(DIGITS, margin(1.0, 0.1), 40, batch_size=32),
-        "unconstrained": Recipe(twin(DIGITS), "cross_entropy", 40, constrained=False),
+        "unconstrained": Recipe(twin(DIGITS, 64), "cross_entropy", 40, constrained=False),
     },
     "mnist": {
         "margin 0.4": Recipe(MNIST, margin(0.4, 0.1), 10, learning_rate=1e-2),
-        "eps 0.5": Recipe(MNIST, margin(0.9, 0.15), 20, learning_rate=1e-2),
-        "eps 1.58": Recipe(MNIST, margin(2.0, 0.2), 30, learning_rate=7e-3),
-        "unconstrained": Recipe(twin(MNIST), "cross_entropy", 10, False, learning_rate=1e-3),
+        "eps 0.5": Recipe(MNIST, margin(0.9, 0.15), 15, learning_rate=1e-2),
+        "eps 1.58": Recipe(MNIST, margin(2.0, 0.2), 15, learning_rate=1e-2),
+        "unconstrained": Recipe(twin(MNIST, 128), "cross_entropy", 5, False, learning_rate=1e-3),
     },
     "cifar10_jpeg": {
         "margin 0.15": Recipe(CIFAR, margin(0.15, 0.1), 10),
         "margin 0.3": Recipe(CIFAR, margin(0.3, 0.1), 10),
         "margin 0.6": Recipe(CIFAR, margin(0.6, 0.1), 10),
-        "unconstrained": Recipe(twin(CIFAR), "cross_entropy", 10, False, learning_rate=1e-3),
+        "unconstrained": Recipe(twin(CIFAR, 256), "cross_entropy", 10, False, learning_rate=1e-3),
     },
 }
 """The models of every data set, by their labels.
