@@ -82,9 +82,9 @@ def monotone_activation(name: str) -> Activation:
     Raises:
         InvalidOptionError: for any other, with the reason where it is known.
     """
-    if name in MONOTONE:
+    if isinstance(name, str) and name in MONOTONE:
         return MONOTONE[name]
-    why = _REFUSED.get(name, "it is not known here")
+    why = _REFUSED.get(str(name), "it is not known here")
     raise InvalidOptionError(
         f"activation={name!r} cannot be used in a non-expansive step, whose bound needs slopes in "
         f"[0, 1]: {why}. Use one of {', '.join(MONOTONE)}"
@@ -97,9 +97,9 @@ def feed_forward_activation(name: str) -> Activation:
     Raises:
         InvalidOptionError: for any other, with the reason where it is known.
     """
-    if name in FEED_FORWARD:
+    if isinstance(name, str) and name in FEED_FORWARD:
         return FEED_FORWARD[name]
-    why = _REFUSED.get(name, "it is not known here")
+    why = _REFUSED.get(str(name), "it is not known here")
     raise InvalidOptionError(
         f"activation={name!r} cannot be used after a layer of norm one, where it must not expand "
         f"distances: {why}. Use one of {', '.join(FEED_FORWARD)}"

@@ -64,19 +64,19 @@ def affine_parameters(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 
     That is a linear layer, or a module that says so by a method ``affine() -> (weight, bias)``.
     """
-    _check_hooks(module)
+    check_hooks(module)
     own = getattr(module, "affine", None)
     if callable(own):
         weight, bias = own()
         return weight, bias
     if not isinstance(module, nn.Linear):
         return None
-    check_forward(module, nn.Linear)
+    check_forward(module, nn.Linear, "affine()")
     return module.weight, module.bias
 
 
 def _bounded(module: nn.Module, lower: Tensor, upper: Tensor, sound: bool) -> Box:
-    _check_hooks(module)
+    check_hooks(module)
     own = getattr(module, "interval", None)
     if callable(own):
         return _own_interval(module, own, lower, upper, sound)
@@ -85,7 +85,7 @@ def _bounded(module: nn.Module, lower: Tensor, upper: Tensor, sound: bool) -> Bo
         return linear_interval(lower, upper, *affine, sound=sound)
     for kind in type(module).__mro__:
         if kind in _LAYERS:
-            check_forward(module, kind)
+            check_forward(module, kind, "interval(lower, upper, *, sound=False)")
             return _LAYERS[kind](module, lower, upper, sound)
     raise NoBoundError(
         f"no interval bound is known for {named(module)}; known are {_KNOWN}, and modules with a "
@@ -94,6 +94,7 @@ def _bounded(module: nn.Module, lower: Tensor, upper: Tensor, sound: bool) -> Bo
 
 
 def named(module: nn.Module) -> str:
+    """Return how messages name a module: on one line, with its options if they fit there."""
     first, *more = repr(module).splitlines()
     return f"{type(module).__name__}" if more else first
 
@@ -111,16 +112,26 @@ def _own_interval(
     return own(lower, upper)
 
 
-def check_forward(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Raise if a layer computes something else than its class says."""
+def check_forward(module: nn.Module, kind: type[nn.Module], method: str) -> None:
+    """Raise if a layer computes something else than its class says.
+
+    Args:
+        module: the layer.
+        kind: the class of torch's that it is taken for.
+        method: what would bound it all the same.
+
+    Raises:
+        NoBoundError: says what to do.
+    """
     if type(module).forward is not kind.forward or "forward" in module.__dict__:
         raise NoBoundError(
             f"{type(module).__name__} is a {kind.__name__} with a forward of its own, for which no "
-            "bound is known; give it a method interval(lower, upper, *, sound=False)"
+            f"bound is known; give it a method {method}"
         )
 
 
-def _check_hooks(module: nn.Module) -> None:
+def check_hooks(module: nn.Module) -> None:
+    """Raise :class:`NoBoundError` for a module with forward hooks."""
     if module._forward_hooks or module._forward_pre_hooks:
         raise NoBoundError(
             f"{named(module)} has forward hooks, which may change what it computes; remove them "

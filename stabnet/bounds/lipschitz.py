@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .boxes import NoBoundError
 from .convolution import conv2d_norm_bound
-from .layers import affine_parameters, check_forward, named
+from .layers import affine_parameters, check_forward, check_hooks, named
 from .spectral import spectral_norm_bound
 
 __all__ = ["lipschitz_bound", "lipschitz_product"]
@@ -67,7 +67,7 @@ def lipschitz_bound(module: nn.Module, shape: Sequence[int]) -> float:
         return spectral_norm_bound(affine[0])
     for kind in type(module).__mro__:
         if kind in _LAYERS:
-            check_forward(module, kind)
+            check_forward(module, kind, "lipschitz_bound()")
             return _LAYERS[kind](module, sizes)
     raise NoBoundError(
         f"no Lipschitz bound is known for {named(module)}; known are Linear, "
@@ -78,11 +78,7 @@ def lipschitz_bound(module: nn.Module, shape: Sequence[int]) -> float:
 
 def check_unaltered(module: nn.Module) -> None:
     """Raise :class:`NoBoundError` for a module that need not compute what its class does."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise NoBoundError(
-            f"{named(module)} has forward hooks, which may change what it computes; remove them "
-            "(for spectral_norm and weight_norm use those of torch.nn.utils.parametrizations)"
-        )
+    check_hooks(module)
     if "forward" in module.__dict__:
         raise NoBoundError(
             f"{named(module)} was given a forward of its own, for which no bound is known; delete "

@@ -15,6 +15,7 @@ from ..bounds import affine_parameters, gamma, round_down, round_up
 from ..errors import InvalidInputError, InvalidOptionError
 from ..model import StabilityModel
 from ..robustness import checked_batches, eval_mode
+from ..values import number
 from ._classifier import check_labels, classified_rightly, device_of, exact_copy, name_of
 from ._lipschitz import LipschitzBound, lipschitz_bound
 from ._radius_report import RadiusReport
@@ -121,9 +122,10 @@ def certified_accuracy(
             weights that are not finite.
         InvalidOptionError: for a radius or a number of images out of range.
     """
-    asked = (float(eps),) if isinstance(eps, int | float) else tuple(float(e) for e in eps)
-    if not asked or not all(0 <= e < math.inf for e in asked):
-        raise InvalidOptionError(f"eps={eps}; give one radius or more, each at least 0 and finite")
+    given = eps if isinstance(eps, Sequence) and not isinstance(eps, str) else (eps,)
+    asked = tuple(number("eps", e, least=0) for e in given)
+    if not asked:
+        raise InvalidOptionError(f"eps={eps!r}; give one radius or more")
     start = time.perf_counter()
     certifier = _Certifier(model)
     bounded = time.perf_counter()

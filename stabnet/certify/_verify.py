@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..bounds import NoBoundError
 from ..errors import InvalidInputError, InvalidOptionError
 from ..robustness import checked_batches, eval_mode
 from ._classifier import classified_rightly, device_of, exact_copy, name_of
@@ -61,7 +62,13 @@ def verified_accuracy(
         with eval_mode(model):
             right = classified_rightly(model(x), y)
         start = time.perf_counter()
-        holds = right & _positive(margin_bounds(exact, x, y, eps, sound=True), y)
+        try:
+            margins = margin_bounds(exact, x, y, eps, sound=True)
+        except NoBoundError as error:
+            raise NoBoundError(
+                f"{error}. In l2, certified_accuracy (stabnet certify --norm l2) has other bounds"
+            ) from error
+        holds = right & _positive(margins, y)
         verified += (images + holds.nonzero().flatten()).tolist()
         seconds += time.perf_counter() - start
         images += len(x)

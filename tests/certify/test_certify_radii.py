@@ -518,7 +518,8 @@ def test_bad_input_is_refused(change, message):
         ([(points(3) + 1, torch.zeros(3).long())], {}, InvalidInputError, r"expected \[0, 1\]"),
         ([], {"eps": ()}, InvalidOptionError, "one radius or more"),
         ([], {"eps": (0.5, -1.0)}, InvalidOptionError, "at least 0"),
-        ([], {"eps": (math.nan,)}, InvalidOptionError, "eps=\\(nan"),
+        ([], {"eps": (math.nan,)}, InvalidOptionError, "eps=nan"),
+        ([], {"eps": "0.5"}, InvalidOptionError, "eps='0.5'"),
         ([], {"max_images": 0}, InvalidOptionError, "max_images=0"),
     ],
 )
@@ -585,6 +586,7 @@ def test_certify_in_l2_prints_and_keeps_the_radii(capsys, folder):
         (("--norm", "l1", "--eps", "0.5"), "norm='l1'"),
         (("--norm", "l2", "--eps", "-1"), "at least 0"),
         (("--eps", "0.1", "--eps", "0.2"), "one radius"),
+        (("--eps", "0.1"), "--norm l2"),
     ],
 )
 def test_certify_refuses_with_one_clean_message(capsys, folder, options, message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from stabnet_gradient_flow import feed_forward_activation, max_min, monotone_activation
-from stabnet_gradient_flow.activations import FEED_FORWARD, MONOTONE
+from stabnet_gradient_flow.activations import FEED_FORWARD, MONOTONE, check_features
 
 from stabnet import InvalidOptionError
 
@@ -93,6 +93,21 @@ def test_max_min_and_abs_are_no_activations_of_a_gradient_step() -> None:
         assert feed_forward_activation(name).name == name
         with pytest.raises(InvalidOptionError, match=r"monotone|-1"):
             monotone_activation(name)
+
+
+def test_max_min_takes_pairs_of_features() -> None:
+    check_features(feed_forward_activation("maxmin"), 4)
+    for name in ("abs", "relu"):
+        check_features(feed_forward_activation(name), 3)
+    with pytest.raises(InvalidOptionError, match="there are 3"):
+        check_features(feed_forward_activation("maxmin"), 3)
+
+
+@pytest.mark.parametrize("name", [["relu"], None, 1])
+def test_what_is_no_name_is_refused(name: object) -> None:
+    for of in (monotone_activation, feed_forward_activation):
+        with pytest.raises(InvalidOptionError, match="not known"):
+            of(name)
 
 
 def test_an_unknown_activation_is_refused_with_what_there_is() -> None:
