@@ -46,10 +46,12 @@ SLL = """@inproceedings{araujo2023unified,
   year = {2023}
 }"""
 
-SNN = """@incollection{ehrhardt2025stable,
+SNN = """@misc{ehrhardt2025stable,
   title = {Stable Neural Networks and Connections to Continuous Dynamical Systems},
   author = {Ehrhardt, Matthias J. and Murari, Davide and Sherry, Ferdia},
-  year = {2025}
+  year = {2025},
+  eprint = {2510.22299},
+  archivePrefix = {arXiv}
 }"""
 
 TSUZUKU = """@inproceedings{tsuzuku2018lipschitz,

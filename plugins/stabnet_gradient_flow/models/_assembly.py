@@ -16,7 +16,7 @@ from ..blocks.downsample import Basis, downsample
 from ..blocks.flatten import Flatten
 from ..blocks.lift import Lift, Project
 
-__all__ = ["Part", "assembled"]
+__all__ = ["Part", "assembled", "check_part"]
 
 Part = str | Mapping[str, Any]
 """A block to build many times: its name, or a dict of its name and options."""
@@ -115,17 +115,22 @@ class _Chain:
         self.add(stabnet.build(part, kind="block", state_shape=self.shape, **options))
 
 
+def check_part(option: str, part: Part) -> None:
+    """Raise :class:`stabnet.InvalidOptionError` for a module, which cannot be built many times."""
+    if not isinstance(part, (str, Mapping)):
+        raise InvalidOptionError(
+            f"{option} is built many times, so that one module cannot be it; got "
+            f"{type(part).__name__}. Give a name, or a dict of a name and options"
+        )
+
+
 def _sets_width(option: str, part: Part) -> bool:
     """Return whether a block can change the number of channels by itself.
 
     Raises:
-        InvalidOptionError: for a module, which cannot be built many times.
+        InvalidOptionError: for a module.
     """
-    if not isinstance(part, (str, Mapping)):
-        raise InvalidOptionError(
-            f"{option} is built many times, so that one module cannot be it; got a "
-            f"{type(part).__name__}. Give a name, or a dict of a name and options"
-        )
+    check_part(option, part)
     name = part if isinstance(part, str) else str(part.get("name"))
     options = stabnet.info(name, kind="block").signature.parameters
     return _WIDTH in options

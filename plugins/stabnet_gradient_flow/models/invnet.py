@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import stabnet
 from stabnet import InvalidOptionError, StabilityModel, Stack
@@ -12,6 +11,7 @@ from stabnet.values import number, shape, whole
 
 from ..blocks.lift import Lift, Project
 from ..blocks.scale import Scale
+from ._assembly import Part, check_part
 
 __all__ = ["invnet"]
 
@@ -23,7 +23,7 @@ def invnet(
     lipschitz: float = 1.0,
     width: int = 10,
     blocks: int = 5,
-    block: str | Mapping[str, Any] = "gradient_flow",
+    block: Part = "gradient_flow",
 ) -> StabilityModel:
     r"""Build :math:`\mathrm{InvNet}_L`, which reconstructs vectors from measurements.
 
@@ -82,17 +82,13 @@ def invnet(
     return StabilityModel(sizes, values, backbone, Stack(stages), head)
 
 
-def _block(spec: str | Mapping[str, Any], state_shape: tuple[int]) -> Block:
+def _block(spec: Part, state_shape: tuple[int]) -> Block:
     """Return a new block from one shape of state to the same.
 
     Raises:
         InvalidOptionError: if it was built already, leads elsewhere, or has no Lipschitz bound.
     """
-    if not isinstance(spec, (str, Mapping)):
-        raise InvalidOptionError(
-            f"block is a {type(spec).__name__} that is built already, and every block needs "
-            "weights of its own; give a name, or a dict of name and options"
-        )
+    check_part("block", spec)
     block: Block = stabnet.build(spec, kind="block", state_shape=state_shape)
     out = tuple(getattr(block, "out_shape", state_shape))
     if out != state_shape:
