@@ -24,10 +24,10 @@ class NormEstimate(nn.Module):
 
     .. math:: v \leftarrow A^\top A v / \|A^\top A v\|, \qquad \hat\sigma = \|Av\| \le \|A\|_2
 
-    One call makes a few steps and returns the estimate, differentiable in the weights with ``v``
-    held fixed. It converges *from below*: what follows from it is no guarantee. The last estimate
-    is kept in a buffer, which is what evaluation uses, so that evaluation is a fixed function; a
-    certificate takes the number in that buffer as a mere step size, and bounds the norm anew.
+    In training mode one call makes a few iterations and returns the estimate, differentiable in the
+    weights with ``v`` held fixed. It converges *from below*: what follows from it is no guarantee.
+    In eval mode nothing is estimated: the last estimate is in a buffer, and evaluation is a fixed
+    function. A certificate takes that number as a mere step size, and bounds the norm anew.
 
     Args:
         operator: the operator.
@@ -59,11 +59,20 @@ class NormEstimate(nn.Module):
             self.update(weight.detach(), 20)
 
     def forward(self, weight: Tensor) -> Float[Tensor, ""]:
-        """Make a few steps for these weights, and return the estimate of their norm."""
-        return self.update(weight, self.iterations)
+        """Return the number that steps are made for; in training mode estimate it first."""
+        return self.update(weight, self.iterations) if self.training else self.current(weight)
+
+    def current(self, weight: Tensor) -> Float[Tensor, ""]:
+        """Return the number that steps are made for in evaluation, without gradient.
+
+        It is the last estimate; or the largest entry of the weights, which no norm is below,
+        where that is greater: then they were edited since, and the estimate may be off by any
+        factor, with steps that leave the range of numbers.
+        """
+        return torch.maximum(self.norm, weight.detach().abs().amax())
 
     def update(self, weight: Tensor, iterations: int) -> Float[Tensor, ""]:
-        """Make a number of steps; see :meth:`forward`."""
+        """Make a number of iterations, and return the estimate, differentiable in the weights."""
         # Divided by the largest entry, no square of them leaves the range of numbers.
         scale = _or_one(weight.detach().abs().amax())
         scaled = weight / scale

@@ -119,15 +119,15 @@ def test_an_edit_of_the_weights_in_place_or_through_data_moves_the_bound(
     block.renormalize()
     z = states(shape, 50)
     assert block.lipschitz_bound() == 1
-    block.weight.data.mul_(2)
-    assert largest(block, z) <= block.lipschitz_bound() <= 7 * (1 + 1e-6)
-    assert block.lipschitz_bound() > 5
+    block.weight.data.mul_(1.3)
+    assert largest(block, z) <= block.lipschitz_bound() <= (2 * 1.3**2 - 1) * (1 + 1e-6)
+    assert block.lipschitz_bound() > 2
     block.renormalize()
     assert block.lipschitz_bound() == 1
     with torch.no_grad():
-        block.weight.mul_(2)
-    assert block.lipschitz_bound() > 5
-    block.norm.norm.data.mul_(2)
+        block.weight.mul_(1.3)
+    assert block.lipschitz_bound() > 2
+    block.norm.norm.data.mul_(1.3)
     assert block.lipschitz_bound() == 1
     assert largest(block, z) <= 1 + 1e-9
 
@@ -196,6 +196,7 @@ def test_steps_are_as_few_as_the_limit_allows_and_no_longer(
         return slope * torch.relu(x)
 
     block.activation = Activation("counted", counted, largest_slope=slope)
+    block.weight.data.mul_(1e-3)  # no entry of which exceeds the norm
     block.norm.norm.fill_(norm)
     z = states(VECTOR, 3)
     found = block(z)
@@ -286,27 +287,29 @@ def test_gradients_of_a_converged_training_step_count_in_the_norm() -> None:
 # Extremes, and what is kept
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mode", ["training", "renormalized", "edited"])
 @pytest.mark.parametrize("max_steps", [1, 3])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-20, 1e20, 1e30, -1e30])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_extreme_weights_make_no_nan(
-    shape: tuple[int, ...], value: float, max_steps: int, training: bool
+    shape: tuple[int, ...], value: float, max_steps: int, mode: str
 ) -> None:
     block = make(shape, max_steps=max_steps).float()
     with torch.no_grad():
         block.weight.fill_(value)
-    block.renormalize()
+    if mode != "edited":
+        block.renormalize()
     z = states(shape, 4).float().requires_grad_()
-    out = block.train(training)(z)
+    out = block.train(mode == "training")(z)
     out.square().sum().backward()
     for tensor in (out, z.grad, block.weight.grad, block.bias.grad):
         assert tensor is not None
         assert bool(tensor.isfinite().all())
     if value == 0 or abs(value) == 1e-20:
         torch.testing.assert_close(out, z)
-    if not training:
+    if mode == "renormalized":
         assert block.lipschitz_bound() <= 1 + 1e-7
+    assert math.isfinite(block.lipschitz_bound())
 
 
 def test_a_block_leaves_zero_weights_by_its_gradient() -> None:

@@ -101,8 +101,8 @@ def test_the_bound_is_attained() -> None:
     with torch.no_grad():
         block.bias.fill_(1e3)  # every ReLU of the first step is on, every second one's in one place
         block.offset.fill_(1e6)
-    block.norm.norm.fill_(float(torch.linalg.matrix_norm(block.weight.detach(), 2)) / 1.5)
-    assert block.lipschitz_bound() == pytest.approx((1 + 2 * 1.5**2) / 3, rel=1e-9)
+    block.norm.norm.fill_(float(torch.linalg.matrix_norm(block.weight.detach(), 2)) / 1.2)
+    assert block.lipschitz_bound() == pytest.approx((1 + 2 * 1.2**2) / 3, rel=1e-9)
     assert largest(block, states(VECTOR, 2)) == pytest.approx(block.lipschitz_bound(), rel=1e-9)
 
 
@@ -136,9 +136,9 @@ def test_the_second_matrix_is_orthogonal_whatever_its_parameter(size: int, scale
 def test_edits_in_place_or_through_data_move_the_bound() -> None:
     block = make(VECTOR, time=1e4)
     block.renormalize()
-    for edit in (lambda: block.weight.data.mul_(2), lambda: block.norm.norm.data.mul_(0.5)):
+    for edit in (lambda: block.weight.data.mul_(1.25), lambda: block.norm.norm.data.mul_(0.8)):
         edit()
-        assert block.lipschitz_bound() == pytest.approx((1 + 2 * 4) / 3, rel=1e-3)
+        assert block.lipschitz_bound() == pytest.approx((1 + 2 * 1.25**2) / 3, rel=1e-3)
         block.renormalize()
         assert block.lipschitz_bound() <= 1 + 1e-7
 
@@ -155,24 +155,23 @@ def test_gradients_agree_with_differences(shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(call, (z, *(getattr(block, name) for name in names)))
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mode", ["training", "renormalized", "edited"])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-20, 1e20, 1e30])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_extreme_parameters_make_no_nan(
-    shape: tuple[int, ...], value: float, training: bool
-) -> None:
+def test_extreme_parameters_make_no_nan(shape: tuple[int, ...], value: float, mode: str) -> None:
     block = make(shape).float()
     with torch.no_grad():
         block.weight.fill_(value)
         block.angle.mul_(value)
-    block.renormalize()
+    if mode != "edited":
+        block.renormalize()
     z = states(shape, 4).float().requires_grad_()
-    out = block.train(training)(z)
+    out = block.train(mode == "training")(z)
     out.square().sum().backward()
     for tensor in (out, z.grad, *(p.grad for p in block.parameters())):
         assert tensor is not None
         assert bool(tensor.isfinite().all())
-    if not training:
+    if mode == "renormalized":
         assert block.lipschitz_bound() <= 1 + 1e-7
 
 

@@ -186,7 +186,7 @@ class GradientFlow(Block):
             InvalidInputError: for states of another shape.
         """
         check_state(z, self.state_shape)
-        scale, count = self._schedule(self.norm(self.weight) if self.training else self.norm.norm)
+        scale, count = self._schedule(self.norm(self.weight))
         if count is None:
             return self._step(scale, z)
         if not (
@@ -209,7 +209,7 @@ class GradientFlow(Block):
             InvalidInputError: for parameters or an estimate of the norm that are not finite.
         """
         check_finite(self)
-        scale, count = self._schedule(self.norm.norm)
+        scale, count = self._schedule(self.norm.current(self.weight))
         growth = growth_bound(self.operator, self.weight, self.activation, scale, self._limit)
         steps = 1 if count is None else int(count)
         # A product: the power of floats raises an error where it overflows.

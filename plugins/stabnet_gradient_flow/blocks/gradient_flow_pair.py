@@ -114,13 +114,12 @@ class GradientFlowPair(Block):
             InvalidInputError: for states of another shape.
         """
         check_state(z, self.state_shape)
-        norm = self.norm(self.weight) if self.training else self.norm.norm
         y = z + gradient_step(
             self.operator,
             self.weight,
             self.bias,
             self.activation,
-            self._scale(norm),
+            self._scale(self.norm(self.weight)),
             self._limit,
             z,
         )
@@ -143,9 +142,8 @@ class GradientFlowPair(Block):
         Raises:
             InvalidInputError: for parameters or an estimate of the norm that are not finite.
         """
-        growth = growth_bound(
-            self.operator, self.weight, self.activation, self._scale(self.norm.norm), self._limit
-        )
+        scale = self._scale(self.norm.current(self.weight))
+        growth = growth_bound(self.operator, self.weight, self.activation, scale, self._limit)
         return (1 + growth) * self.contraction_bound() * (1 + gamma(4))
 
     @torch.no_grad()
