@@ -151,3 +151,17 @@ def test_bound_is_of_the_weights_as_they_stand():
 def test_what_has_no_norm_is_refused(matrix, message):
     with pytest.raises(InvalidInputError, match=message):
         spectral_norm_bound(matrix)
+
+
+def test_bound_is_just_above_the_largest_singular_value_of_300_random_matrices():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        m, n = torch.randint(1, 65, (2,), generator=generator).tolist()
+        matrix = torch.randn(m, n, dtype=DOUBLE, generator=generator)
+        rank = int(torch.randint(1, min(m, n) + 1, (), generator=generator))
+        if rank % 2:  # as often of low rank, with the largest value clustered
+            matrix = torch.linalg.qr(matrix[:, :rank])[0] @ torch.randn(
+                rank, n, dtype=DOUBLE, generator=generator
+            )
+        norm = float(torch.linalg.svdvals(matrix).max())
+        assert norm * (1 - 1e-14) <= spectral_norm_bound(matrix) <= norm * (1 + 1e-9)
