@@ -82,13 +82,7 @@ def monotone_activation(name: str) -> Activation:
     Raises:
         InvalidOptionError: for any other, with the reason where it is known.
     """
-    if isinstance(name, str) and name in MONOTONE:
-        return MONOTONE[name]
-    why = _REFUSED.get(str(name), "it is not known here")
-    raise InvalidOptionError(
-        f"activation={name!r} cannot be used in a non-expansive step, whose bound needs slopes in "
-        f"[0, 1]: {why}. Use one of {', '.join(MONOTONE)}"
-    )
+    return _chosen(name, MONOTONE, "in a non-expansive step, whose bound needs slopes in [0, 1]")
 
 
 def feed_forward_activation(name: str) -> Activation:
@@ -97,12 +91,17 @@ def feed_forward_activation(name: str) -> Activation:
     Raises:
         InvalidOptionError: for any other, with the reason where it is known.
     """
-    if isinstance(name, str) and name in FEED_FORWARD:
-        return FEED_FORWARD[name]
+    return _chosen(
+        name, FEED_FORWARD, "after a layer of norm one, where it must not expand distances"
+    )
+
+
+def _chosen(name: str, known: Mapping[str, Activation], where: str) -> Activation:
+    if isinstance(name, str) and name in known:
+        return known[name]
     why = _REFUSED.get(str(name), "it is not known here")
     raise InvalidOptionError(
-        f"activation={name!r} cannot be used after a layer of norm one, where it must not expand "
-        f"distances: {why}. Use one of {', '.join(FEED_FORWARD)}"
+        f"activation={name!r} cannot be used {where}: {why}. Use one of {', '.join(known)}"
     )
 
 
