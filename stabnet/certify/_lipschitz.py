@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import final
 
 from torch import nn
 
@@ -18,6 +19,7 @@ from ..stack import Stack
 __all__ = ["LipschitzBound", "lipschitz_bound"]
 
 
+@final
 @dataclass(frozen=True)
 class LipschitzBound:
     """Upper bounds of Lipschitz constants in l2, part by part, from pixels to outputs.

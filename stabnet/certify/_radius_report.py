@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from ..errors import InvalidOptionError
 from ..interfaces import Guarantee
@@ -28,6 +28,7 @@ _ASSUMPTIONS = (
 )
 
 
+@final
 @dataclass(frozen=True)
 class RadiusReport:
     """What was certified of a model on a set of images, in l2.

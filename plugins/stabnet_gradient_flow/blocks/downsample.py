@@ -24,9 +24,9 @@ Basis = Literal["pixels", "haar"]
 
 
 def downsample(
-    *, state_shape: Sequence[int], basis: Basis = "pixels", channels: int | None = None
+    state_shape: Sequence[int], *, basis: Basis = "pixels", channels: int | None = None
 ) -> Block:
-    """Build a block that halves height and width, and expands no distance.
+    """Build a block that halves height and width, and increases no distance.
 
     Args:
         state_shape: ``(channels, height, width)``, height and width even.

@@ -51,6 +51,7 @@ class FreeResidual(Block):
     def __init__(
         self,
         state_shape: Sequence[int],
+        *,
         hidden: int | None = None,
         kernel_size: int = 3,
         padding_mode: PaddingMode = "zeros",

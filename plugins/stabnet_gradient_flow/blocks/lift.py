@@ -110,10 +110,10 @@ class Project(Block):
         return 1.0
 
     def guarantees(self) -> list[Guarantee]:
-        """Return that the block expands no distance between states."""
+        """Return that the block increases no distance between states."""
         return [
             Guarantee(
-                claim="the block expands no distance between states",
+                claim="the block increases no distance between states",
                 formula="‖f(z) − f(z′)‖₂ ≤ ‖z − z′‖₂",
                 source="f is an orthogonal projection, f(z, w) = z",
                 status="by construction",
