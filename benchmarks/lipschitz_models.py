@@ -13,7 +13,7 @@ import stabnet
 LEARNING_RATE = 1e-2
 WIDTH, DEPTH = 256, 3
 CHANNELS = (16, 32)
-SLOPE = {"slope": 0.1}  # with the default of 0.5 pairs contract, and certify much less
+SLOPE = {"slope": 0.1}
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,20 @@ class Row:
 
     def options(self) -> dict[str, Any]:
         """Return the options of ``nonexpansive_net``."""
-        changes = 0 if self.hidden else 1  # blocks that take the place of `resize`
-        resize = {"resize": "cayley"} if self.hidden else {}
+        changes = 0 if self.hidden else 1  # blocks that take the place of `resize_block`
+        resizing = {"resize_block": "cayley"} if self.hidden else {}
         if self.states == "images":
             # Hidden channels are by default as many as those of the state.
             counts = (0, *[1 + changes] * len(CHANNELS))
             block = {"name": self.block, **self.more}
-            return {"channels": (1, *CHANNELS), "blocks": counts, "block": block, **resize}
+            return {"channels": (1, *CHANNELS), "blocks": counts, "block": block, **resizing}
         hidden = {"hidden": self.hidden * WIDTH} if self.hidden else {}
         return {
             "channels": (),
             "blocks": (),
             "dense_block": {"name": self.block, **hidden, **self.more},
             "features": (WIDTH,) * (DEPTH + changes),
-            **resize,
+            **resizing,
         }
 
     def architecture(self, pixels: int) -> str:
@@ -85,8 +85,13 @@ ROWS = (
     Row("images", "aol", 0, 0.5),
     Row("images", "cayley", 0, 0.5),
 )
-"""What is measured. The twin's share counts products of states with matrices or 3×3 kernels; that
-of the pair's orthogonal matrix at every pixel is left out."""
+"""What is measured.
+
+In runs of ten seconds a learning rate and a slope of their own certified more than the common rate,
+at which `aol` had a clean accuracy of 77 % on vectors, and the default slope, which makes a pair
+contract. The twin's share counts products of states with matrices or 3×3 kernels; that of the
+pair's orthogonal matrix at every pixel is left out.
+"""
 
 
 def build(row: Row, data: stabnet.data.Dataset) -> stabnet.StabilityModel:
