@@ -12,8 +12,9 @@ If one of these fails, the script ends with an error.
     python examples/certified_images.py --data mnist
     python examples/certified_images.py --data cifar10_jpeg --device cuda
 
-Models that were saved before are examined with `--load FILE …` instead of training any. Writes
-tables (Markdown, JSON) and the curves (PNG) into the output folder.
+Models that were saved before are examined with `--load FILE …` instead of training any. What a run
+with the same options has left in the output folder is not made again. Writes tables (Markdown,
+JSON) and the curves (PNG) into the output folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def train(
         seed=args.seed,
         device=args.device,
         time_limit=args.time_limit,
+        resume=True,
     )
     return network, {
         "objective": recipe.objective,
@@ -155,6 +157,22 @@ def examine(
     }
 
 
+def trained_row(label: str, data: stabnet.data.Splits, args: argparse.Namespace) -> dict:
+    """Train and examine one model, and keep its row, so that a run cut short can go on."""
+    network, trained = train(label, RECIPES[args.data][label], data, args)
+    row = trained | examine(label, network, data.dataset.test, args)
+    kept = {"setting": args.setting, "row": row}
+    (args.out / label.replace(" ", "-") / "row.json").write_text(json.dumps(kept) + "\n")
+    return row
+
+
+def remembered(label: str, args: argparse.Namespace) -> dict | None:
+    """Return the row that a run with the same options has left in the output folder, if any."""
+    file = args.out / label.replace(" ", "-") / "row.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    return kept.get("row") if kept.get("setting") == args.setting else None
+
+
 def draw(rows: list[dict], args: argparse.Namespace) -> None:
     """Draw certified and attacked accuracy against the radius."""
     curves = []
@@ -197,15 +215,16 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--models: unknown {sorted(unknown)}; choose from {list(RECIPES[args.data])}")
     args.eps = tuple(args.eps or EPS[args.data])
     args.out = args.out or Path("runs") / f"certified-{args.data}"
-    args.losses, args.share, args.command = LOSSES, SHARE, command(args)
+    setting, whole = command(args, ("out", "models")), command(args, ("out",))
+    args.setting, args.command, args.losses, args.share = setting, whole, LOSSES, SHARE
     return args
 
 
-def command(args: argparse.Namespace) -> str:
-    """Return the command line that repeats the run, without the output folder."""
+def command(args: argparse.Namespace, without: Collection[str]) -> str:
+    """Return the command line that repeats the run, but for some options."""
     words = []
     for name, value in vars(args).items():
-        if name != "out" and value is not None:
+        if name not in without and value is not None:
             values = value if isinstance(value, list | tuple) else [value]
             shown = ["/".join(v.parts[-2:]) if isinstance(v, Path) else str(v) for v in values]
             quoted = [f"'{v}'" if " " in v else v for v in shown]
@@ -221,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     args.out.mkdir(parents=True, exist_ok=True)
     for label in [] if args.load else args.models or RECIPES[args.data]:
-        network, trained = train(label, RECIPES[args.data][label], data, args)
-        rows.append(trained | examine(label, network, dataset.test, args))
+        rows.append(remembered(label, args) or trained_row(label, data, args))
     for file in args.load or ():
         network = stabnet.load(file, device=args.device or "cpu")
         # `fit` calls every model alike, in a folder of its own.

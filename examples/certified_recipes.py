@@ -40,7 +40,7 @@ def twin(net: dict, hidden: int) -> dict:
     The layer that changes the width first stays what it is; what follows is not constrained.
     """
     free = {"name": "free_residual", "hidden": hidden}
-    return net | {"block": "free_residual", "dense_block": free, "resize": "cayley"}
+    return net | {"block": "free_residual", "dense_block": free, "resize_block": "cayley"}
 
 
 DIGITS = {

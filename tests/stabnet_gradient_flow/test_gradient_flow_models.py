@@ -87,13 +87,13 @@ def test_image_can_be_downsampled_before_the_first_block():
 
 
 def test_a_learned_layer_changes_the_width_where_blocks_keep_it():
-    model = net(channels=(1, 6), blocks=(0, 1), features=(10, 10), resize="cayley")
+    model = net(channels=(1, 6), blocks=(0, 1), features=(10, 10), resize_block="cayley")
     assert stages(model) == [
         *["Downsample", "Cayley", "GradientFlow"],
         *["Flatten", "Cayley", "GradientFlow", "GradientFlow"],
     ]
     assert shapes(model)[-1] == (10,)
-    alone = net(block="aol", features=(6,), dense_block="cayley", resize="cayley")
+    alone = net(block="aol", features=(6,), dense_block="cayley", resize_block="cayley")
     assert stages(alone) == ["AOL", "Downsample", "AOL", "Flatten", "Cayley"]
 
 
@@ -124,7 +124,7 @@ def test_normalization_and_head_are_those_that_were_asked_for():
         {"block": {"name": "aol", "kernel_size": 1}, "dense_block": "aol", "features": (6,)},
         {"block": "cayley", "dense_block": "cayley", "features": (6,)},
         {"block": "sandwich", "dense_block": "sandwich", "features": (6,)},
-        {"features": (6, 6), "resize": {"name": "cayley", "activation": "abs"}},
+        {"features": (6, 6), "resize_block": {"name": "cayley", "activation": "abs"}},
     ],
     ids=["gradient_flow", "sll", "aol", "cayley", "sandwich", "resize"],
 )
@@ -218,7 +218,7 @@ def test_twin_trains():
         ({"basis": "fourier"}, "'pixels' or 'haar'"),
         ({"block": {"name": "aol", "features": 8}}, "features twice"),
         ({"block": "gradient_flow"}, "gradient_flow_conv"),
-        ({"resize": "sll"}, "resize='sll' keeps the number of features"),
+        ({"resize_block": "sll"}, "resize_block='sll' keeps the number of features"),
     ],
 )
 @pytest.mark.parametrize("name", ["nonexpansive_net", "resnet_twin"])

@@ -34,7 +34,7 @@ def assembled(
     blocks: Sequence[int],
     dense_block: Part,
     features: Sequence[int],
-    resize: Part | None,
+    resize_block: Part | None,
     basis: Basis,
     head: str | Mapping[str, Any] | nn.Module,
     mean: Sequence[float] | None,
@@ -45,17 +45,17 @@ def assembled(
     Raises:
         InvalidOptionError: for options out of range, or that do not fit the image.
     """
-    if resize is not None and not _sets_width("resize", resize):
+    if resize_block is not None and not _sets_width("resize_block", resize_block):
         raise InvalidOptionError(
-            f"resize={resize!r} keeps the number of features; give a block with the option "
-            f"{_WIDTH!r}, such as 'cayley', or None for zeros and omissions"
+            f"resize_block={_name(resize_block)!r} keeps the number of features; give a block with "
+            f"the option {_WIDTH!r}, such as 'cayley', or None for zeros and omissions"
         )
-    chain = _Chain(shape("in_shape", in_shape), resize)
+    chain = _Chain(shape("in_shape", in_shape), resize_block)
     widths, counts = _resolutions(chain.shape, channels, blocks)
     for index, (width, count) in enumerate(zip(widths, counts, strict=True)):
         if index:
             # Channels to be dropped are left to a block that can choose among them.
-            chosen = resize is not None or (count > 0 and _sets_width("block", block))
+            chosen = resize_block is not None or (count > 0 and _sets_width("block", block))
             kept = None if chosen else min(width, 4 * chain.width)
             chain.add(downsample(state_shape=chain.shape, basis=basis, channels=kept))
         if not count:
@@ -97,7 +97,7 @@ class _Chain:
     def resize(self, width: int) -> None:
         """Change the number of channels; by zeros and omissions if no block was given for it."""
         if self.resizing is not None and width != self.width:
-            self.add_part("resize", self.resizing, width)
+            self.add_part("resize_block", self.resizing, width)
         elif width > self.width:
             self.add(Lift(self.shape, width))
         elif width < self.width:
@@ -131,9 +131,12 @@ def _sets_width(option: str, part: Part) -> bool:
         InvalidOptionError: for a module.
     """
     check_part(option, part)
-    name = part if isinstance(part, str) else str(part.get("name"))
-    options = stabnet.info(name, kind="block").signature.parameters
+    options = stabnet.info(_name(part), kind="block").signature.parameters
     return _WIDTH in options
+
+
+def _name(part: Part) -> str:
+    return part if isinstance(part, str) else str(part.get("name"))
 
 
 def _resolutions(

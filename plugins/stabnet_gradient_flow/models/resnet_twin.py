@@ -24,7 +24,7 @@ def resnet_twin(
     blocks: Sequence[int] = (2, 2, 2),
     dense_block: Part = "free_residual",
     features: Sequence[int] = (),
-    resize: Part | None = None,
+    resize_block: Part | None = None,
     basis: Basis = "pixels",
     head: str | Mapping[str, Any] | nn.Module = "linear",
     mean: Sequence[float] | None = None,
@@ -47,8 +47,8 @@ def resnet_twin(
         blocks: number of blocks, one per resolution.
         dense_block: the block behind the last resolution.
         features: number of features, one per dense block.
-        resize: a block with the option ``features``, put before those that have none where the
-            width is to change; without it zeros are appended, or the last channels left out.
+        resize_block: a block with the option ``features``, put before those that have none where
+            the width is to change; without it zeros are appended, or the last channels left out.
         basis: how the image is down-sampled, by ``"pixels"`` or ``"haar"``.
         head: maps the final state to logits.
         mean: mean per channel, for normalization inside the model.
@@ -71,7 +71,7 @@ def resnet_twin(
         blocks=blocks,
         dense_block=dense_block,
         features=features,
-        resize=resize,
+        resize_block=resize_block,
         basis=basis,
         head=head,
         mean=mean,
