@@ -120,15 +120,17 @@ def _notes(record: Found) -> list[str]:
         f"- *certified*: share of {images} test images whose certified l2 radius exceeds what the"
         " column says, in pixels of [0, 1]; the model is re-normalized before. *L*: certified bound"
         " of the Lipschitz constant from pixels to the last layer, after re-normalization and *as"
-        " trained* before it; it differs only for blocks that follow their norms by an estimate.",
+        " trained* before it. The two differ only for blocks that follow their norms by an"
+        " estimate, and more for convolutions with zero padding, where the bound of a norm exceeds"
+        " it by what the border takes away.",
         "- *step*: median CPU time of one training step, measured apart from training, in turn with"
         " that of the *twin*: the same states, free affine layers where the width changes, and free"
         " residual blocks with as many products of states with matrices, or 3×3 kernels. *bound*:"
         " CPU time of the bound, once for all images; *radii*: of the rest of certifying them, in"
         " both the model's precision and float64.",
-        "- One run each. Sizes, slopes and learning rates were chosen by a few runs of ten seconds,"
-        " on the same test images: the order of blocks that are close to each other may differ with"
-        " another seed, width or time.",
+        "- One run each. Sizes, slopes and learning rates were chosen by a few runs of about ten"
+        " seconds, for some blocks more than for others, on the same test images: the order of"
+        " blocks that are close may differ with another seed, width or time.",
     ]
 
 
