@@ -88,8 +88,8 @@ ROWS = (
 """What is measured.
 
 In runs of about ten seconds a learning rate and a slope of their own certified more than the common
-rate, at which `aol` had a clean accuracy of 77 % on vectors, and the default slope, which makes a pair
-contract. The twin's share counts products of states with matrices or 3×3 kernels; that of the
+rate, at which `aol` had a clean accuracy of 77 % on vectors, and the default slope, which makes a
+pair contract. The twin's share counts products of states with matrices or 3×3 kernels; that of the
 pair's orthogonal matrix at every pixel is left out.
 """
 
