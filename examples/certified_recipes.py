@@ -56,11 +56,11 @@ MNIST = {
     "features": (256,) * 3,
 }
 CIFAR = {
-    "channels": (3, 32, 64),
-    "blocks": (0, 1, 1),
+    "channels": (3, 12, 64),
+    "blocks": (0, 0, 2),
     "block": "cayley",
-    "dense_block": {"name": "gradient_flow", "hidden": 512},
-    "features": (4096,) * 2,
+    "dense_block": "cayley",
+    "features": (256,) * 2,
 }
 
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -77,10 +77,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "unconstrained": Recipe(twin(MNIST, 128), "cross_entropy", 5, False, learning_rate=1e-3),
     },
     "cifar10_jpeg": {
-        "margin 0.15": Recipe(CIFAR, margin(0.15, 0.1), 10),
-        "margin 0.3": Recipe(CIFAR, margin(0.3, 0.1), 10),
-        "margin 0.6": Recipe(CIFAR, margin(0.6, 0.1), 10),
-        "unconstrained": Recipe(twin(CIFAR, 256), "cross_entropy", 10, False, learning_rate=1e-3),
+        "margin 0.2": Recipe(CIFAR, margin(0.2, 0.1), 10, learning_rate=1e-2),
+        "margin 0.4": Recipe(CIFAR, margin(0.4, 0.15), 10, learning_rate=1e-2),
+        "margin 0.8": Recipe(CIFAR, margin(0.8, 0.2), 10, learning_rate=1e-2),
+        "unconstrained": Recipe(twin(CIFAR, 128), "cross_entropy", 10, False, learning_rate=1e-3),
     },
 }
 """The models of every data set, by their labels.
