@@ -19,6 +19,11 @@ CPU = torch.device("cpu")
 EPS = {"linf": 0.06, "l2": 0.5}
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)  # models and starts
+
+
 def images(count: int = 8, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(count, 1, 4, 4, generator=generator, dtype=dtype)
