@@ -1,0 +1,5 @@
+import stabnet
+
+__all__: list[str] = []
+
+def stabnet_register(registrar: stabnet.Registrar) -> None: ...
