@@ -1,0 +1,1 @@
+"""Hamiltonian vector fields, separable and general."""

@@ -1,0 +1,1 @@
+"""Integrators whose steps are symplectic for Hamiltonian fields."""
