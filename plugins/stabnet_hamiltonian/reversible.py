@@ -1,0 +1,183 @@
+r"""Chains of invertible blocks whose activations are recomputed by inverting, not stored.
+
+The backward pass walks the chain from its end. Each block :math:`\Phi_i` is inverted,
+:math:`z_i = \Phi_i^{-1}(z_{i+1})`, and its vector–Jacobian product is taken there. What is kept of
+the forward pass is the first state, the last one and, if wanted, one every few blocks.
+
+*Rounding.* Each inversion rounds, and those after it amplify that by at most
+:math:`\|(J\Phi_i)^{-1}\|` each, which for a symplectic block is :math:`\|J\Phi_i\|`: its singular
+values come in pairs :math:`(s, 1/s)`. So the first state is found up to
+:math:`c\,\varepsilon \prod_i \|J\Phi_i\|`, with the machine precision ε. The product is far above
+what happens, since the directions of these norms seldom line up, so nothing is decided by it
+(:func:`stabnet_hamiltonian.reconstruction` computes both). Instead every state that was kept is
+compared with its reconstruction, and the backward pass refuses to return gradients where they
+differ by more than a tolerance; it goes on from the state that was kept.
+
+References:
+    Gomez, Ren, Urtasun, Grosse: "The reversible residual network", 2017. [SNN] section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, cast, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import stabnet
+from stabnet import InvalidInputError, InvalidOptionError
+from stabnet.checks import is_traced
+from stabnet.interfaces import Block, Features, Invertible
+from stabnet.values import flag, number, whole
+
+from .reversal import Chain, Reversal
+
+__all__ = ["Part", "Reversible", "reversible"]
+
+Part: TypeAlias = str | Mapping[str, Any]
+"""A block to build many times: its name, or a dict of its name and options."""
+
+
+def reversible(
+    state_shape: Sequence[int],
+    *,
+    block: Part = "hamiltonian",
+    depth: int = 10,
+    stored: bool = False,
+    checkpoint_every: int | None = None,
+    tolerance: float | None = None,
+) -> Reversible:
+    """Build a chain of blocks of one kind; see :class:`Reversible`.
+
+    Args:
+        state_shape: shape of one state.
+        block: every block, a name or a dict of name and options; invertible.
+        depth: how many blocks.
+        stored: whether activations are stored after all.
+        checkpoint_every: number of blocks between states that are kept.
+        tolerance: relative error of a reconstruction that is accepted.
+
+    Raises:
+        InvalidOptionError: for an option out of range, a block that was built already, or one that
+            has no inverse.
+    """
+    if not isinstance(block, (str, Mapping)):
+        raise InvalidOptionError(
+            f"block is built {depth} times, so that one module cannot be it; got "
+            f"{type(block).__name__}. Give a name, or a dict of a name and options"
+        )
+    blocks: list[Block] = []
+    shape: Sequence[int] = tuple(state_shape)
+    for _ in range(whole("depth", depth, 1)):
+        blocks.append(stabnet.build(block, kind="block", state_shape=shape))
+        shape = _out_shape(blocks[-1])
+    return Reversible(
+        blocks, stored=stored, checkpoint_every=checkpoint_every, tolerance=tolerance
+    )
+
+
+@final
+class Reversible(Block):
+    """A chain of invertible blocks whose memory in training does not grow with its length.
+
+    Gradients are those of stored activations, up to the reconstruction's rounding; second
+    derivatives are refused. Blocks with ``inverse_with_vjp`` are inverted and differentiated by one
+    evaluation, others by two. Under transforms of ``torch.func``, in compiled and in exported
+    programs, activations are stored.
+
+    Args:
+        blocks: at least one, each taking the states that the one before it returns.
+        stored: whether activations are stored after all, as in a :class:`stabnet.Stack`. The
+            attribute may be changed at any time.
+        checkpoint_every: number of blocks between states that are kept: the more are, the shorter
+            are the reconstructions. ``None`` to keep the first and the last state only.
+        tolerance: largest accepted difference of a reconstruction to the state that was kept,
+            relative to the larger one of that state and the one it was reconstructed from;
+            ``None`` for the square root of the machine precision, or the precision of autocast.
+
+    Attributes:
+        blocks: the blocks.
+        out_shape: shape of one outgoing state.
+
+    Raises:
+        InvalidOptionError: if there is no block, one has no inverse or does not take the states of
+            the one before it, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[Block],
+        *,
+        stored: bool = False,
+        checkpoint_every: int | None = None,
+        tolerance: float | None = None,
+    ) -> None:
+        super().__init__()
+        chain = list(blocks)
+        _check_chain(chain)
+        self.blocks = nn.ModuleList(chain)
+        self.state_shape, self.out_shape = tuple(chain[0].state_shape), _out_shape(chain[-1])
+        self.stored = flag("stored", stored)
+        self.checkpoint_every = (
+            None if checkpoint_every is None else whole("checkpoint_every", checkpoint_every, 1)
+        )
+        self.tolerance = None if tolerance is None else number("tolerance", tolerance, above=0)
+
+    def forward(
+        self, z: Float[Tensor, "batch ..."], u: Features = None
+    ) -> Float[Tensor, "batch ..."]:
+        """Return the states behind the last block.
+
+        Raises:
+            InvalidInputError: for states of another shape.
+        """
+        if tuple(z.shape[1:]) != self.state_shape:
+            raise InvalidInputError(
+                f"states have shape {tuple(z.shape)}; the chain takes (batch, "
+                f"{', '.join(map(str, self.state_shape))})"
+            )
+        if not (self.stored or is_traced()) and torch.is_grad_enabled():
+            features = () if u is None else u if isinstance(u, tuple) else (u,)
+            arguments = (z, *features, *self.blocks.parameters())
+            if any(a.requires_grad for a in arguments):
+                every = self.checkpoint_every or len(self.blocks)
+                chain = Chain(self.blocks, every, self.tolerance, isinstance(u, tuple))
+                return cast("Tensor", Reversal.apply(chain, *arguments))
+        for block in self.blocks:
+            z = block(z, u)
+        return z
+
+    def inverse(
+        self, z: Float[Tensor, "batch ..."], u: Features = None
+    ) -> Float[Tensor, "batch ..."]:
+        """Return the states that the chain maps to ``z``, up to the rounding of all inversions."""
+        for block in reversed(self.blocks):
+            z = cast("Invertible", block).inverse(z, u)
+        return z
+
+    def extra_repr(self) -> str:
+        """Return the options that matter."""
+        return f"stored={self.stored}, checkpoint_every={self.checkpoint_every}"
+
+
+def _check_chain(blocks: Sequence[Block]) -> None:
+    """Raise :class:`stabnet.InvalidOptionError` for what is no chain of invertible blocks."""
+    if not blocks:
+        raise InvalidOptionError("a chain needs at least one block; got none")
+    for index, block in enumerate(blocks):
+        if not isinstance(block, Invertible):
+            raise InvalidOptionError(
+                f"block {index} of a reversible chain, {type(block).__name__}, has no inverse; use "
+                "blocks such as 'hamiltonian', and a stabnet.Stack for those without an inverse"
+            )
+        if index and tuple(block.state_shape) != _out_shape(blocks[index - 1]):
+            raise InvalidOptionError(
+                f"block {index} takes states of shape {tuple(block.state_shape)}; the one before "
+                f"it returns {_out_shape(blocks[index - 1])}"
+            )
+
+
+def _out_shape(block: Block) -> tuple[int, ...]:
+    return tuple(getattr(block, "out_shape", block.state_shape))
