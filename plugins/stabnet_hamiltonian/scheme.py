@@ -159,7 +159,8 @@ def _timed(scheme: Scheme) -> list[tuple[str, float, float]]:
 
     Computed once for both directions, so that an inverse evaluates at the same times.
     """
-    moves, drifted, kicked = [], 0.0, 0.0
+    moves: list[tuple[str, float, float]] = []
+    drifted = kicked = 0.0
     for kind, weight in scheme:
         if kind == "drift":
             moves.append((kind, weight, kicked))

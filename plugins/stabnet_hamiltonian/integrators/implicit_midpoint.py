@@ -29,7 +29,7 @@ __all__ = ["ImplicitMidpoint"]
 
 Part: TypeAlias = str | Mapping[str, Any] | nn.Module
 
-_TIGHT = {"name": "anderson", "tolerance": 1e-12, "max_evaluations": 100}
+_TIGHT = {"name": "anderson", "tolerance": 1e-14, "max_evaluations": 100}
 """As close as rounding allows: a step is as symplectic as its equation is solved."""
 
 
@@ -102,7 +102,7 @@ class ImplicitMidpoint(Integrator):
         converged = torch.ones(len(z0), dtype=torch.bool, device=z0.device)
         for steps in stabnet.time_steps(values, self.step_size):
             for t, h in steps:
-                cell = _Midpoint(vector_field, float(t) + h / 2, h / 2, tuple(z.shape[1:]), u)
+                cell = _Midpoint(vector_field, t + h / 2, h / 2, tuple(z.shape[1:]), u)
                 solution = stabnet.Equilibrium(cell, self.solver)(cell.inputs(z), initial=z)
                 z = 2 * cast("Tensor", solution.state) - z
                 nfe += solution.nfe
@@ -132,13 +132,18 @@ class ImplicitMidpoint(Integrator):
 
 @final
 class _Midpoint(Cell):
-    """The map ``m ↦ z + (h/2) F(t + h/2, m, u)``, driven by ``z`` and the features of the field."""
+    """The map ``m ↦ z + l F(t, m, u)``, driven by ``z`` and the features of the field."""
 
     def __init__(
-        self, field: nn.Module, t: float, half: float, state_shape: tuple[int, ...], u: Features
+        self,
+        field: nn.Module,
+        t: float | Tensor,
+        length: float | Tensor,
+        state_shape: tuple[int, ...],
+        u: Features,
     ) -> None:
         super().__init__()
-        self.field, self.t, self.half = field, t, half
+        self.field, self.t, self.length = field, t, length
         self.state_shape, self.feature_shape = state_shape, state_shape
         self.plain = isinstance(u, Tensor)
         self.rest: tuple[Tensor, ...] = () if u is None else (u,) if isinstance(u, Tensor) else u
@@ -151,4 +156,4 @@ class _Midpoint(Cell):
         assert isinstance(u, tuple)
         start, *rest = u
         features = None if not rest else rest[0] if self.plain else tuple(rest)
-        return start + self.half * cast("Tensor", self.field(self.t, z, features))
+        return start + self.length * cast("Tensor", self.field(self.t, z, features))
