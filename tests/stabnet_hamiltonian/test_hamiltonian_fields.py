@@ -118,7 +118,7 @@ def test_logarithm_of_cosh_neither_overflows_nor_cancels():
 
 
 def test_convolution_is_undone_by_its_adjoint_in_the_inner_product():
-    energy = _trained(LayerEnergy((2, 4, 5), hidden=3, activation="identity"))
+    energy = _trained(LayerEnergy((2, 4, 5), hidden=3, activation="identity")).requires_grad_(False)
     with torch.no_grad():
         energy.bias.zero_()
     x, y = _random(1, 2, 4, 5), _random(2, 2, 4, 5)[1:]
