@@ -29,7 +29,16 @@ from torch import Tensor
 from stabnet import InvalidInputError
 from stabnet.interfaces import Features, Separable
 
-__all__ = ["SCHEMES", "Scheme", "compose", "halves", "inverse_step", "is_separable", "step"]
+__all__ = [
+    "SCHEMES",
+    "Scheme",
+    "compose",
+    "halves",
+    "inverse_step",
+    "is_separable",
+    "step",
+    "timed",
+]
 
 SubStep: TypeAlias = tuple[Literal["drift", "kick"], float]
 
@@ -96,7 +105,7 @@ def step(
     Raises:
         InvalidInputError: for states that have no two equal halves.
     """
-    return _moved(_timed(scheme), field, t, z, h, 1, u)
+    return _moved(timed(scheme), field, t, z, h, 1, u)
 
 
 def inverse_step(
@@ -120,7 +129,7 @@ def inverse_step(
     Raises:
         InvalidInputError: for states that have no two equal halves.
     """
-    return _moved(_timed(scheme)[::-1], field, t, z, h, -1, u)
+    return _moved(timed(scheme)[::-1], field, t, z, h, -1, u)
 
 
 def is_separable(field: Any) -> TypeGuard[Separable]:
@@ -154,10 +163,10 @@ def halves(
     return q, p, axis
 
 
-def _timed(scheme: Scheme) -> list[tuple[str, float, float]]:
+def timed(scheme: Scheme) -> list[tuple[str, float, float]]:
     """Return kind and weight of each move, and the time of its evaluation as a share of the step.
 
-    Computed once for both directions, so that an inverse evaluates at the same times.
+    In the order of the moves, for an inverse to go through backward: it evaluates at these times.
     """
     moves: list[tuple[str, float, float]] = []
     drifted = kicked = 0.0
@@ -195,3 +204,6 @@ def _added(x: Tensor, slope: Tensor, length: float | Tensor) -> Tensor:
     if isinstance(length, Tensor):  # of times that may want a gradient
         return x + length * slope
     return torch.add(x, slope, alpha=length)  # one kernel, and no scaled copy
+
+
+_timed = timed

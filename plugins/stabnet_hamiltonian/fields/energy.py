@@ -20,15 +20,29 @@ from stabnet.values import shape, whole
 
 from ._states import check_state
 
-__all__ = ["Energy", "LayerEnergy", "Part", "energy", "gradient", "value"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Energy",
+    "LayerEnergy",
+    "Part",
+    "energy",
+    "gradient",
+    "value",
+]
 
 Part: TypeAlias = str | Mapping[str, Any] | nn.Module
 
 
 @final
 @dataclass(frozen=True)
-class _Activation:
-    """An activation ``σ`` and its antiderivative ``γ``."""
+class Activation:
+    """An activation and its antiderivative.
+
+    Attributes:
+        sigma: ``σ``.
+        gamma: ``γ`` with ``γ' = σ``.
+    """
 
     sigma: Callable[[Tensor], Tensor]
     gamma: Callable[[Tensor], Tensor]
@@ -36,23 +50,32 @@ class _Activation:
 
 def _log_cosh(x: Tensor) -> Tensor:
     """Return ``log cosh x``, which neither overflows nor, near zero, cancels."""
-    small = torch.where(x.abs() < 1, x, 0.0)
-    large = torch.where(x.abs() < 1, 1.0, x.abs())
-    # cosh x = 1 + 2 sinh²(x/2).
-    near = torch.log1p(2 * torch.sinh(small / 2).square())
-    far = large + torch.log1p(torch.exp(-2 * large)) - math.log(2)
-    return torch.where(x.abs() < 1, near, far)
+    size = x.abs()
+    near = torch.where(size < 1, x, 0.0)
+    far = torch.where(size < 1, 1.0, size)
+    # cosh x = 1 + 2 sinh²(x/2) = exp|x| (1 + exp(−2|x|)) / 2.
+    small = torch.log1p(2 * torch.sinh(near / 2).square())
+    large = far + torch.log1p(torch.exp(-2 * far)) - math.log(2)
+    return torch.where(size < 1, small, large)
 
 
-_ACTIVATIONS: Mapping[str, _Activation] = MappingProxyType(
+def _softplus(x: Tensor) -> Tensor:
+    """Return ``log(1 + exp x)``; torch's own jumps at its threshold."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
-        "tanh": _Activation(torch.tanh, _log_cosh),
-        "sigmoid": _Activation(torch.sigmoid, lambda x: torch.logaddexp(x, torch.zeros_like(x))),
-        "relu": _Activation(F.relu, lambda x: F.relu(x).square() / 2),
-        "sin": _Activation(torch.sin, lambda x: 2 * torch.sin(x / 2).square()),
-        "identity": _Activation(lambda x: x, lambda x: x.square() / 2),
+        "tanh": Activation(torch.tanh, _log_cosh),
+        "sigmoid": Activation(torch.sigmoid, _softplus),
+        "relu": Activation(F.relu, lambda x: F.relu(x).square() / 2),
+        "sin": Activation(torch.sin, lambda x: 2 * torch.sin(x / 2).square()),
+        "identity": Activation(lambda x: x, lambda x: x.square() / 2),
     }
 )
+"""Activations whose antiderivative is known in closed form, by name."""
+
+_ACTIVATIONS = ACTIVATIONS
 
 
 @final
@@ -100,10 +123,10 @@ class LayerEnergy(nn.Module):
             raise InvalidOptionError(
                 f"kernel_size={kernel_size} must be odd, so that the image keeps its size"
             )
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise InvalidOptionError(
                 f"activation={activation!r} is unknown here, where its antiderivative is needed; "
-                f"it is one of {', '.join(_ACTIVATIONS)}"
+                f"it is one of {', '.join(ACTIVATIONS)}"
             )
         self.activation = activation
         features = self.state_shape[0]
@@ -117,13 +140,13 @@ class LayerEnergy(nn.Module):
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """Evaluate ``E``, one value per state."""
         check_state(x, self.state_shape)
-        gamma = _ACTIVATIONS[self.activation].gamma
+        gamma = ACTIVATIONS[self.activation].gamma
         return gamma(self._hidden(x)).flatten(-len(self.state_shape)).sum(-1)
 
     def gradient(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """Evaluate ``∇E``."""
         check_state(x, self.state_shape)
-        y = _ACTIVATIONS[self.activation].sigma(self._hidden(x))
+        y = ACTIVATIONS[self.activation].sigma(self._hidden(x))
         if self.weight.ndim == 2:
             return y @ self.weight
         flat = y.reshape(-1, *y.shape[-3:])
@@ -186,6 +209,6 @@ def value(
 
 def _matched(x: Tensor, u: Tensor | None, state_ndim: int) -> Tensor:
     """Return states of which each has features of its own: gradients at it depend on them."""
-    if u is None or x.ndim != state_ndim + 2 or len(x) == len(u):
+    if u is None or x.ndim != state_ndim + 2 or len(u) in (1, len(x)):
         return x
     return x.expand(len(u), *x.shape[1:])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import stabnet
 from stabnet import ConvergenceError, InvalidInputError
+from stabnet.checks import is_traced
 from stabnet.interfaces import (
     Cell,
     Features,
@@ -97,10 +98,9 @@ class ImplicitMidpoint(Integrator):
                 "implicit_midpoint has no gradient with respect to times; pass times.detach(), or "
                 "take another integrator"
             )
-        values = stabnet.checked_times(times)
         z, states, nfe = z0, [z0], 0
         converged = torch.ones(len(z0), dtype=torch.bool, device=z0.device)
-        for steps in stabnet.time_steps(values, self.step_size):
+        for steps in stabnet.time_steps(times, self.step_size):
             for t, h in steps:
                 cell = _Midpoint(vector_field, t + h / 2, h / 2, tuple(z.shape[1:]), u)
                 solution = stabnet.Equilibrium(cell, self.solver)(cell.inputs(z), initial=z)
@@ -109,7 +109,7 @@ class ImplicitMidpoint(Integrator):
                 converged = converged & cast("Tensor", solution.converged)
             states.append(z)
         # One look at the end: a step may go on from a midpoint that was not found.
-        if not torch.compiler.is_compiling() and not bool(converged.all()):
+        if not is_traced() and not bool(converged.all()):
             raise ConvergenceError(
                 f"implicit_midpoint found no midpoint for {int((~converged).sum())} of "
                 f"{len(converged)} samples with step_size={self.step_size:g}; take shorter steps "

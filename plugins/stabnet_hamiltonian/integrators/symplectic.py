@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import stabnet
-from stabnet import InvalidInputError
+from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Features, Guarantee, Integrator, RightHandSide, Trajectory
 from stabnet.values import number
 
@@ -78,12 +78,15 @@ class SymplecticIntegrator(Integrator):
         step_size: the longest step, positive.
 
     Raises:
-        InvalidOptionError: if ``step_size`` is not positive and finite.
+        InvalidOptionError: for another scheme, or a ``step_size`` that is not positive and finite.
     """
 
     def __init__(self, scheme: str, step_size: float) -> None:
         super().__init__()
+        if scheme not in SCHEMES:
+            raise InvalidOptionError(f"scheme={scheme!r} is unknown; it is one of {list(SCHEMES)}")
         self.scheme = scheme
+        self._moves = SCHEMES[scheme]
         self.step_size = number("step_size", step_size, above=0)
 
     def forward(
@@ -121,7 +124,7 @@ class SymplecticIntegrator(Integrator):
         z, states, drifts, kicks = z0, [z0], 0, 0
         for steps in stabnet.time_steps(times, self.step_size):
             t, h = steps[0]
-            scheme = compose(*[(SCHEMES[self.scheme], 1.0)] * len(steps))
+            scheme = compose(*[(self._moves, 1.0)] * len(steps))
             z = step(scheme, vector_field, t, z, h, u)
             states.append(z)
             drifted = sum(1 for kind, _ in scheme if kind == "drift")
