@@ -6,7 +6,12 @@ import math
 
 import pytest
 import torch
-from stabnet_hamiltonian import HamiltonianField, ImplicitMidpoint, SeparableHamiltonian
+from stabnet_hamiltonian import (
+    HamiltonianField,
+    ImplicitMidpoint,
+    SeparableHamiltonian,
+    SymplecticIntegrator,
+)
 from torch import Tensor, nn
 
 import stabnet
@@ -241,6 +246,19 @@ def test_explicit_integrators_compile_as_one_graph(name):
 def test_fields_that_are_not_separable_are_refused_by_name(name):
     with pytest.raises(stabnet.InvalidInputError, match=f"{name}.*HamiltonianField"):
         _built(name)(HamiltonianField((4,)), torch.zeros(2, 4), (0.0, 1.0))
+
+
+def test_unknown_schemes_are_refused():
+    with pytest.raises(stabnet.InvalidOptionError, match="'verlet' is unknown; .*leapfrog"):
+        SymplecticIntegrator("verlet", 0.1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_times_of_a_tensor_are_cut_into_as_many_steps_as_numbers_are(name):
+    # In float32 the interval is longer than a step by its rounding.
+    integrator, z = _built(name, 0.1), torch.ones(1, 4)
+    one = integrator(Kepler(), z, torch.tensor([0.3, 0.4]))
+    assert one.nfe == integrator(Kepler(), z, (0.3, 0.4)).nfe
 
 
 @pytest.mark.parametrize("name", ALL)

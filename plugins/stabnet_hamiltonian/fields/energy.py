@@ -64,13 +64,33 @@ def _softplus(x: Tensor) -> Tensor:
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
+def _half_square(x: Tensor) -> Tensor:
+    """Return ``x²/2``."""
+    return x.square() / 2
+
+
+def _half_square_of_relu(x: Tensor) -> Tensor:
+    """Return ``max(x, 0)²/2``."""
+    return F.relu(x).square() / 2
+
+
+def _one_minus_cos(x: Tensor) -> Tensor:
+    """Return ``1 − cos x``, which does not cancel near zero."""
+    return 2 * torch.sin(x / 2).square()
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+# Functions with names: a module that holds one can be pickled.
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
         "tanh": Activation(torch.tanh, _log_cosh),
         "sigmoid": Activation(torch.sigmoid, _softplus),
-        "relu": Activation(F.relu, lambda x: F.relu(x).square() / 2),
-        "sin": Activation(torch.sin, lambda x: 2 * torch.sin(x / 2).square()),
-        "identity": Activation(lambda x: x, lambda x: x.square() / 2),
+        "relu": Activation(F.relu, _half_square_of_relu),
+        "sin": Activation(torch.sin, _one_minus_cos),
+        "identity": Activation(_identity, _half_square),
     }
 )
 """Activations whose antiderivative is known in closed form, by name."""
@@ -129,6 +149,7 @@ class LayerEnergy(nn.Module):
                 f"it is one of {', '.join(ACTIVATIONS)}"
             )
         self.activation = activation
+        self._functions = ACTIVATIONS[activation]  # older compilers can't look it up
         features = self.state_shape[0]
         rows = features if hidden is None else whole("hidden", hidden, 1)
         kernel = () if len(self.state_shape) == 1 else (kernel_size, kernel_size)
@@ -140,13 +161,12 @@ class LayerEnergy(nn.Module):
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """Evaluate ``E``, one value per state."""
         check_state(x, self.state_shape)
-        gamma = ACTIVATIONS[self.activation].gamma
-        return gamma(self._hidden(x)).flatten(-len(self.state_shape)).sum(-1)
+        return self._functions.gamma(self._hidden(x)).flatten(-len(self.state_shape)).sum(-1)
 
     def gradient(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """Evaluate ``∇E``."""
         check_state(x, self.state_shape)
-        y = ACTIVATIONS[self.activation].sigma(self._hidden(x))
+        y = self._functions.sigma(self._hidden(x))
         if self.weight.ndim == 2:
             return y @ self.weight
         flat = y.reshape(-1, *y.shape[-3:])
