@@ -10,16 +10,22 @@ import stabnet
 from . import references
 
 _LAZY = {
+    "Hamiltonian": ".blocks.hamiltonian",
     "HamiltonianField": ".fields.hamiltonian_field",
     "ImplicitMidpoint": ".integrators.implicit_midpoint",
     "LayerEnergy": ".fields.energy",
+    "PhaseLift": ".blocks.phase_lift",
+    "Reversible": ".reversible",
     "SCHEMES": ".scheme",
     "Scheme": ".scheme",
     "SeparableHamiltonian": ".fields.separable_hamiltonian",
     "SymplecticIntegrator": ".integrators.symplectic",
     "compose": ".scheme",
+    "hamiltonian": ".blocks.hamiltonian",
+    "hamiltonian_net": ".models.hamiltonian_net",
     "inverse_step": ".scheme",
     "leapfrog": ".integrators.symplectic",
+    "reversible": ".reversible",
     "step": ".scheme",
     "symplectic_euler": ".integrators.symplectic",
     "yoshida4": ".integrators.symplectic",
@@ -27,15 +33,21 @@ _LAZY = {
 
 __all__ = [
     "SCHEMES",
+    "Hamiltonian",
     "HamiltonianField",
     "ImplicitMidpoint",
     "LayerEnergy",
+    "PhaseLift",
+    "Reversible",
     "Scheme",
     "SeparableHamiltonian",
     "SymplecticIntegrator",
     "compose",
+    "hamiltonian",
+    "hamiltonian_net",
     "inverse_step",
     "leapfrog",
+    "reversible",
     "step",
     "symplectic_euler",
     "yoshida4",
@@ -53,6 +65,7 @@ def stabnet_register(registrar: stabnet.Registrar) -> None:
     """Register the fields, integrators, blocks and models of the plugin."""
     _register_fields(registrar)
     _register_integrators(registrar)
+    _register_networks(registrar)
 
 
 def _register_fields(registrar: stabnet.Registrar) -> None:
@@ -91,4 +104,35 @@ def _register_integrators(registrar: stabnet.Registrar) -> None:
         summary="implicit midpoint, symplectic for every Hamiltonian field, order 2",
         reference=references.GEOMETRIC_INTEGRATION,
         example={"step_size": 0.125},
+    )
+
+
+def _register_networks(registrar: stabnet.Registrar) -> None:
+    registrar.block(
+        "hamiltonian",
+        "stabnet_hamiltonian.blocks.hamiltonian:hamiltonian",
+        summary="one step of a symplectic scheme on a separable field, inverted exactly",
+        reference=references.SNN,
+        example={"state_shape": (4,), "scheme": "leapfrog"},
+    )
+    registrar.block(
+        "reversible",
+        "stabnet_hamiltonian.reversible:reversible",
+        summary="chain of invertible blocks; its memory in training does not grow with depth",
+        reference=(references.REVERSIBLE, references.SNN),
+        example={"state_shape": (2, 3, 3), "depth": 3, "checkpoint_every": 2},
+    )
+    registrar.block(
+        "phase_lift",
+        "stabnet_hamiltonian.blocks.phase_lift:PhaseLift",
+        summary="states (q, p) from inputs, by zeros",
+        reference=references.SNN,
+        example={"state_shape": (3, 2, 2), "width": 6},
+    )
+    registrar.model(
+        "hamiltonian_net",
+        "stabnet_hamiltonian.models.hamiltonian_net:hamiltonian_net",
+        summary="deep network of Hamiltonian blocks, trained at constant memory",
+        reference=(references.SNN, references.REVERSIBLE),
+        example={"in_shape": (1, 4, 4), "num_outputs": 3, "width": 2, "blocks": (2, 1)},
     )

@@ -35,3 +35,11 @@ GEOMETRIC_INTEGRATION = """@book{hairer2006geometric,
   edition = {2},
   year = {2006}
 }"""
+
+REVERSIBLE = """@inproceedings{gomez2017reversible,
+  title = {The Reversible Residual Network: Backpropagation Without Storing Activations},
+  author = {Gomez, Aidan N. and Ren, Mengye and Urtasun, Raquel and Grosse, Roger B.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume = {30},
+  year = {2017}
+}"""

@@ -14,7 +14,7 @@ from stabnet import ConvergenceError, StabnetError
 from stabnet.checks import frozen_batch_statistics
 from stabnet.interfaces import Block, Features, FusedInvertible, Invertible
 
-from .blocks.fused import Pull, add, linearized
+from .blocks.fused import Pull, added, linearized
 
 __all__ = ["Chain", "Reversal"]
 
@@ -136,7 +136,7 @@ class _Walk(nn.Module):
             g = torch.zeros_like(z) if gradient is None else gradient
             for leaf, d in zip(leaves, others, strict=True):
                 if d is not None:
-                    found[id(leaf)] = add(d, found.get(id(leaf)))
+                    found[id(leaf)] = added(d, found.get(id(leaf)))
             if index % self.chain.every == 0:
                 start = kept.pop()
                 error = torch.maximum(error, _difference(z, start, end))
@@ -144,9 +144,7 @@ class _Walk(nn.Module):
         return g, found, error
 
 
-def _inverted(
-    block: Block, z: Tensor, u: Features, leaves: list[Tensor]
-) -> tuple[Tensor, Pull]:
+def _inverted(block: Block, z: Tensor, u: Features, leaves: list[Tensor]) -> tuple[Tensor, Pull]:
     """Return what a block maps to ``z``, and its vector–Jacobian product there."""
     if isinstance(block, FusedInvertible):
         return block.inverse_with_vjp(z, u)

@@ -73,9 +73,7 @@ def reversible(
     for _ in range(whole("depth", depth, 1)):
         blocks.append(stabnet.build(block, kind="block", state_shape=shape))
         shape = _out_shape(blocks[-1])
-    return Reversible(
-        blocks, stored=stored, checkpoint_every=checkpoint_every, tolerance=tolerance
-    )
+    return Reversible(blocks, stored=stored, checkpoint_every=checkpoint_every, tolerance=tolerance)
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from stabnet.interfaces import Features, Separable
 
+from ..fields.energy import LayerEnergy
+from ..fields.separable_hamiltonian import SeparableHamiltonian
 from ..scheme import Scheme, _timed, halves
+from .closed import has_closed_form, layer_gradient
 
-__all__ = ["Pull", "inverse_step_with_vjp", "linearized"]
+__all__ = ["Pull", "added", "inverse_step_with_vjp", "linearized"]
 
 Pull: TypeAlias = Callable[[Tensor], tuple[Tensor | None, ...]]
 """``g ↦ Jᵀg``, one gradient for each input; ``None`` for one that nothing depends on."""
@@ -61,12 +65,12 @@ def inverse_step_with_vjp(
     ``q``, so that one evaluation of the force serves both. Likewise a drift.
 
     Args:
-        scheme: as given to :func:`stabnet_hamiltonian.scheme.step`.
+        scheme: as given to :func:`stabnet_hamiltonian.step`.
         field: likewise.
         t: time at which the step started.
         z: the states that it returned.
         h: its length.
-        u: features; a leaf where a gradient is wanted.
+        u: features; leaves where gradients are wanted.
         others: features and parameters of the field that require a gradient.
 
     Returns:
@@ -77,21 +81,31 @@ def inverse_step_with_vjp(
         q, p, axis = halves(z, field)
         pulls: list[tuple[bool, float, Pull]] = []
         for kind, weight, node in reversed(_timed(scheme)):
-            drift, time, length = kind == "drift", t + node * h, weight * h
-            slope = field.velocity if drift else field.force
-            value, pull = linearized(
-                lambda x, f=slope, s=time: f(s, x, u), p if drift else q, others
-            )
+            drift = kind == "drift"
+            sign, value, pull = _slope(field, drift, t + node * h, p if drift else q, u, others)
+            length = sign * weight * h
             pulls.append((drift, length, pull))
             if drift:
                 q = torch.sub(q, value, alpha=length)
             else:
                 p = torch.sub(p, value, alpha=length)
-    return torch.cat([q, p], axis), lambda g: _pulled(pulls, g, axis, len(others))
+        return torch.cat([q, p], axis), partial(_pulled, pulls, axis, len(others))
+
+
+def _slope(
+    field: Separable, drift: bool, t: float, x: Tensor, u: Features, others: Sequence[Tensor]
+) -> tuple[int, Tensor, Pull]:
+    """Return a velocity or a force up to a sign, the sign, and the vector–Jacobian product."""
+    if isinstance(field, SeparableHamiltonian):
+        energy = field.kinetic_potential if drift else field.potential
+        if isinstance(energy, LayerEnergy) and has_closed_form(energy, x):
+            return 1 if drift else -1, *layer_gradient(energy, x, others)
+    evaluate = field.velocity if drift else field.force
+    return 1, *linearized(lambda x: evaluate(t, x, u), x, others)
 
 
 def _pulled(
-    pulls: list[tuple[bool, float, Pull]], g: Tensor, axis: int, count: int
+    pulls: list[tuple[bool, float, Pull]], axis: int, count: int, g: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Carry a gradient back through all moves, the last of which is the first in the list."""
     g_q, g_p = g.chunk(2, axis)
@@ -99,13 +113,13 @@ def _pulled(
     for drift, length, pull in pulls:
         towards, *others = pull(length * (g_q if drift else g_p))
         if drift:
-            g_p = add(g_p, towards)
+            g_p = added(g_p, towards)
         else:
-            g_q = add(g_q, towards)
-        found = [b if a is None else add(a, b) for a, b in zip(found, others, strict=True)]
+            g_q = added(g_q, towards)
+        found = [b if a is None else added(a, b) for a, b in zip(found, others, strict=True)]
     return torch.cat([g_q, g_p], axis), *found
 
 
-def add(a: Tensor, b: Tensor | None) -> Tensor:
+def added(a: Tensor, b: Tensor | None) -> Tensor:
     """Return a sum in which nothing counts as zero."""
     return a if b is None else a + b

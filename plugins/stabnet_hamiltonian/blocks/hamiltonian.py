@@ -13,6 +13,7 @@ from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Block, Features, Guarantee, VectorField
 from stabnet.values import number
 
+from ..fields.separable_hamiltonian import SeparableHamiltonian
 from ..scheme import SCHEMES, inverse_step, is_separable, step
 from .fused import Pull, inverse_step_with_vjp
 
@@ -52,7 +53,9 @@ def hamiltonian(
 
 @final
 class Hamiltonian(Block):
-    r"""One step of a symplectic scheme on a separable field, such as symplectic Euler's
+    r"""One step of a symplectic scheme on a separable field.
+
+    Of symplectic Euler, it is
 
     .. math:: \hat q = q + h \nabla K(p), \qquad \hat p = p - h \nabla U(\hat q).
 
@@ -86,6 +89,8 @@ class Hamiltonian(Block):
         time: float = 0.0,
     ) -> None:
         super().__init__()
+        self.vector_field: VectorField = vector_field
+        self.state_shape = tuple(vector_field.state_shape)
         if not is_separable(vector_field):
             raise InvalidOptionError(
                 f"a Hamiltonian block moves q and p in turn; {type(vector_field).__name__} has no "
@@ -98,8 +103,6 @@ class Hamiltonian(Block):
             )
         if number("step_size", step_size) == 0:
             raise InvalidOptionError("step_size=0 makes the block the identity; choose another")
-        self.vector_field: VectorField = vector_field
-        self.state_shape = tuple(vector_field.state_shape)
         self.scheme, self.step_size = scheme, float(step_size)
         self.time = number("time", time)
 
@@ -159,13 +162,15 @@ class Hamiltonian(Block):
 
     def guarantees(self) -> list[Guarantee]:
         """Return that the block is invertible and, for a Hamiltonian field, symplectic."""
+        known = isinstance(self.vector_field, SeparableHamiltonian)
+        exact = ("exact arithmetic, up to rounding",)
         return [
             Guarantee(
                 claim="the block is a bijection of its states, with an explicit inverse",
                 formula="Φ⁻¹(Φ(z)) = z",
                 source="[SNN] (27)–(28): moves of q given p, and of p given q",
                 status="by construction",
-                assumptions=("exact arithmetic, up to rounding",),
+                assumptions=exact,
             ),
             Guarantee(
                 claim="the Jacobian of the block in the state is symplectic: its singular values "
@@ -173,10 +178,9 @@ class Hamiltonian(Block):
                 "unlucky direction may still shrink)",
                 formula="MᵀJM = J, ‖M‖₂ ≥ 1",
                 source="[SNN] (22)–(23)",
-                status="conditional",
-                assumptions=("exact arithmetic, up to rounding",),
-                detail="open: that velocity and force are gradients, as those of a "
-                "'separable_hamiltonian' are",
+                status="by construction" if known else "conditional",
+                assumptions=("velocity and force are gradients, and differentiable", *exact),
+                detail="" if known else "open: that velocity and force are gradients",
             ),
         ]
 

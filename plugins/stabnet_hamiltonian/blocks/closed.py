@@ -1,0 +1,93 @@
+r"""The vector–Jacobian product of the gradient of a one-layer energy, in closed form.
+
+For :math:`v = A^\top y`, :math:`y = \sigma(Ax + b)`, and a gradient ``g`` of ``v``,
+
+.. math:: \delta = \sigma'(Ax + b) \odot Ag, \qquad
+          g_x = A^\top \delta, \quad g_b = \delta, \quad g_A = \delta x^\top + y g^\top,
+
+summed over the batch, and for a convolution over the image. Nothing is recorded, which saves most
+of the time where states are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from ..fields.energy import LayerEnergy
+
+__all__ = ["has_closed_form", "layer_gradient"]
+
+_aten = torch.ops.aten
+
+_Slope = Callable[[Tensor, Tensor], Tensor]
+
+_ACTIVATIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], _Slope]] = MappingProxyType(
+    {
+        "tanh": (torch.tanh, _aten.tanh_backward),
+        "sigmoid": (torch.sigmoid, _aten.sigmoid_backward),
+        "relu": (F.relu, lambda g, y: _aten.threshold_backward(g, y, 0)),
+        "identity": (lambda a: a, lambda g, y: g),
+    }
+)
+"""``σ`` and ``(g, y) ↦ σ'(a) ⊙ g``, where that is a function of ``y = σ(a)``."""
+
+
+def has_closed_form(energy: LayerEnergy, x: Tensor) -> bool:
+    """Return whether :func:`layer_gradient` covers the energy, at states of this kind."""
+    # Of weights that are computed from others, by a parametrization, autograd knows the gradients;
+    # and it is autograd that follows the casts of autocast.
+    own = energy._parameters.keys() == {"weight", "bias"}
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return own and energy.activation in _ACTIVATIONS and not autocast
+
+
+def layer_gradient(
+    energy: LayerEnergy, x: Tensor, others: Sequence[Tensor]
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor | None, ...]]]:
+    """Return ``∇E(x)``, and its vector–Jacobian product; called without gradients.
+
+    Args:
+        energy: the energy ``E``.
+        x: states ``(batch, …)``.
+        others: tensors whose gradients are wanted, such as the weight and the bias of the energy.
+
+    Returns:
+        The gradient; and the map from a gradient of it to those of ``x`` and of the others.
+    """
+    weight, bias = energy.weight, energy.bias
+    sigma, slope = _ACTIVATIONS[energy.activation]
+    dense, padding = weight.ndim == 2, weight.shape[-1] // 2
+    if dense:
+        y = sigma(F.linear(x, weight, bias))
+        value = y @ weight
+    else:
+        y = sigma(F.conv2d(x, weight, bias, padding=padding))
+        value = F.conv_transpose2d(y, weight, padding=padding)
+
+    def pull(g: Tensor) -> tuple[Tensor | None, ...]:
+        hidden = F.linear(g, weight) if dense else F.conv2d(g, weight, padding=padding)
+        delta = slope(hidden, y)
+        towards = delta @ weight if dense else F.conv_transpose2d(delta, weight, padding=padding)
+        found: list[Tensor | None] = []
+        for other in others:
+            if other is weight:
+                found.append(_outer(delta, x, weight) + _outer(y, g, weight))
+            else:
+                found.append(delta.sum((0, *range(2, delta.ndim))) if other is bias else None)
+        return towards, *found
+
+    return value, pull
+
+
+def _outer(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of ``⟨y, Ax⟩`` in the weights of ``A``."""
+    if weight.ndim == 2:
+        return y.t() @ x
+    found: Tensor = conv2d_weight(x, weight.shape, y, padding=weight.shape[-1] // 2)
+    return found
