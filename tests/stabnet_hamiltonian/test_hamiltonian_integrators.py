@@ -249,7 +249,7 @@ def test_fields_that_are_not_separable_are_refused_by_name(name):
 
 
 def test_unknown_schemes_are_refused():
-    with pytest.raises(stabnet.InvalidOptionError, match="'verlet' is unknown; .*leapfrog"):
+    with pytest.raises(stabnet.InvalidOptionError, match=r"'verlet' is unknown; .*leapfrog"):
         SymplecticIntegrator("verlet", 0.1)
 
 
