@@ -95,8 +95,6 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 )
 """Activations whose antiderivative is known in closed form, by name."""
 
-_ACTIVATIONS = ACTIVATIONS
-
 
 @final
 class LayerEnergy(nn.Module):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import stabnet
 from stabnet import ConvergenceError, InvalidInputError
-from stabnet.checks import is_traced
 from stabnet.interfaces import (
     Cell,
     Features,
@@ -109,7 +108,7 @@ class ImplicitMidpoint(Integrator):
                 converged = converged & cast("Tensor", solution.converged)
             states.append(z)
         # One look at the end: a step may go on from a midpoint that was not found.
-        if not is_traced() and not bool(converged.all()):
+        if not torch.compiler.is_compiling() and not bool(converged.all()):
             raise ConvergenceError(
                 f"implicit_midpoint found no midpoint for {int((~converged).sum())} of "
                 f"{len(converged)} samples with step_size={self.step_size:g}; take shorter steps "
