@@ -8,7 +8,8 @@ from .fields.separable_hamiltonian import SeparableHamiltonian
 from .integrators.implicit_midpoint import ImplicitMidpoint
 from .integrators.symplectic import SymplecticIntegrator, leapfrog, symplectic_euler, yoshida4
 from .models.hamiltonian_net import hamiltonian_net
-from .reversible import Reversible, reversible
+from .reconstruction import Reconstruction, reconstruction_error
+from .reversible import Reversible
 from .scheme import SCHEMES, Scheme, compose, inverse_step, step
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ImplicitMidpoint",
     "LayerEnergy",
     "PhaseLift",
+    "Reconstruction",
     "Reversible",
     "Scheme",
     "SeparableHamiltonian",
@@ -27,7 +29,7 @@ __all__ = [
     "hamiltonian_net",
     "inverse_step",
     "leapfrog",
-    "reversible",
+    "reconstruction_error",
     "step",
     "symplectic_euler",
     "yoshida4",

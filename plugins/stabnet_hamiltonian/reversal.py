@@ -162,7 +162,7 @@ def _difference(found: Tensor, kept: Tensor, end: Tensor) -> Tensor:
 
 def _check_error(chain: Chain, error: float, eps: float, autocast_eps: float) -> None:
     """Raise :class:`stabnet.ConvergenceError` for a reconstruction that is not good enough."""
-    tolerance = max(eps**0.5, autocast_eps) if chain.tolerance is None else chain.tolerance
+    tolerance = max(eps ** (2 / 3), autocast_eps) if chain.tolerance is None else chain.tolerance
     if error <= tolerance:
         return
     shorter = chain.every // 2

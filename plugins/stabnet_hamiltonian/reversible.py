@@ -8,9 +8,9 @@ the forward pass is the first state, the last one and, if wanted, one every few 
 :math:`\|(J\Phi_i)^{-1}\|` each, which for a symplectic block is :math:`\|J\Phi_i\|`: its singular
 values come in pairs :math:`(s, 1/s)`. So the first state is found up to
 :math:`c\,\varepsilon \prod_i \|J\Phi_i\|`, with the machine precision ε. The product is far above
-what happens, since the directions of these norms seldom line up, so nothing is decided by it
-(:func:`stabnet_hamiltonian.reconstruction` computes both). Instead every state that was kept is
-compared with its reconstruction, and the backward pass refuses to return gradients where they
+what happens, since the directions of these norms seldom line up, so nothing is decided by it;
+:func:`stabnet_hamiltonian.reconstruction_error` computes both. Instead every state that was kept
+is compared with its reconstruction, and the backward pass refuses to return gradients where they
 differ by more than a tolerance; it goes on from the state that was kept.
 
 References:
@@ -93,7 +93,8 @@ class Reversible(Block):
             are the reconstructions. ``None`` to keep the first and the last state only.
         tolerance: largest accepted difference of a reconstruction to the state that was kept,
             relative to the larger one of that state and the one it was reconstructed from;
-            ``None`` for the square root of the machine precision, or the precision of autocast.
+            ``None`` for ``ε^(2/3)``, or the precision of autocast. Gradients are more sensitive
+            than states: a hundred times as large an error is common.
 
     Attributes:
         blocks: the blocks.
