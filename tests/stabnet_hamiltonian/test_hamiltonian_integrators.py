@@ -142,6 +142,35 @@ def test_error_falls_with_the_order_on_an_elliptic_orbit(name):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[name], abs=0.15)
 
 
+class Swing(VectorField):
+    """``H = cos(3t) (q² + p²)/2``, whose flow turns states by ``sin(3t)/3``."""
+
+    state_shape, feature_shape = (2,), ()
+
+    def velocity(self, t: float | Tensor, p: Tensor, u: object = None) -> Tensor:
+        return math.cos(3 * t) * p
+
+    def force(self, t: float | Tensor, q: Tensor, u: object = None) -> Tensor:
+        return -math.cos(3 * t) * q
+
+    def forward(self, t: float | Tensor, z: Tensor, u: object = None) -> Tensor:
+        q, p = z.chunk(2, -1)
+        return torch.cat([self.velocity(t, p), self.force(t, q)], -1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_error_falls_with_the_order_for_a_field_that_depends_on_time(name):
+    z, angle = torch.tensor([[0.6, 0.8]], dtype=torch.float64), math.sin(3) / 3
+    q, p = z.unbind(-1)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    exact = torch.stack([cosine * q + sine * p, cosine * p - sine * q], -1)
+    errors = [
+        float((_built(name, h)(Swing(), z, (0.0, 1.0)).states[-1] - exact).norm())
+        for h in (1 / 16, 1 / 32)
+    ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[name], abs=0.2)
+
+
 @pytest.mark.parametrize("h", [0.01, 0.3])
 def test_energy_of_explicit_euler_grows_on_the_oscillator(h):
     z, steps = torch.tensor([[0.6, 0.8]], dtype=torch.float64), 200
