@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stabnet import ConvergenceError, StabnetError
-from stabnet.checks import frozen_batch_statistics
 from stabnet.interfaces import Block, Features, FusedInvertible, Invertible
 
 from .blocks.fused import Pull, added, linearized
@@ -76,7 +78,7 @@ class Reversal(torch.autograd.Function):
         features = [f.detach().requires_grad_(f.requires_grad) for f in saved[:count]]
         leaves = [_leaf(p) for p in ctx.parameters]
         walk, arguments = _Walk(chain), (list(saved[count:]), features, gradients[0])
-        with ctx.autocast(), frozen_batch_statistics(chain.blocks):
+        with ctx.autocast(), _frozen_batch_statistics(chain.blocks):
             if all(a is b for a, b in zip(leaves, chain.blocks.parameters(), strict=True)):
                 gradient, found, error = walk(*arguments)
             else:
@@ -101,6 +103,23 @@ def _check_usable(ctx: Any) -> None:
             "backward pass, which needs them as they were. Step the optimizer afterwards, or set "
             "stored=True on the chain"
         )
+
+
+@contextmanager
+def _frozen_batch_statistics(blocks: nn.Module) -> Iterator[None]:
+    """Leave running statistics alone: those of this batch were recorded by the forward pass."""
+    recording = [
+        m
+        for m in blocks.modules()
+        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+    ]
+    try:
+        for m in recording:
+            m.track_running_stats = False
+        yield
+    finally:
+        for m in recording:
+            m.track_running_stats = True
 
 
 def _leaf(parameter: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 import stabnet
 from stabnet import InvalidInputError, InvalidOptionError
-from stabnet.checks import is_traced
 from stabnet.interfaces import Block, Features, Invertible
 from stabnet.values import flag, number, whole
 
@@ -137,7 +136,8 @@ class Reversible(Block):
                 f"states have shape {tuple(z.shape)}; the chain takes (batch, "
                 f"{', '.join(map(str, self.state_shape))})"
             )
-        if not (self.stored or is_traced()) and torch.is_grad_enabled():
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if not (self.stored or traced) and torch.is_grad_enabled():
             features = () if u is None else u if isinstance(u, tuple) else (u,)
             arguments = (z, *features, *self.blocks.parameters())
             if any(a.requires_grad for a in arguments):

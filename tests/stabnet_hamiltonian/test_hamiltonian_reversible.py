@@ -243,6 +243,26 @@ def test_random_blocks_are_refused_instead_of_getting_wrong_gradients():
         gradients(net, states())
 
 
+def test_batch_statistics_are_recorded_once():
+    class Normalized(stabnet.interfaces.Potential):
+        def __init__(self):
+            super().__init__()
+            self.state_shape, self.norm = (3,), nn.BatchNorm1d(3)
+
+        def forward(self, z, context=None):
+            raise AssertionError("only the gradient is asked for")
+
+        def value_and_gradient(self, z, context=None):
+            return z.sum(-1), self.norm(z)
+
+    net = Reversible([Hamiltonian(SeparableHamiltonian((6,), potential=Normalized()))] * 2)
+    net = net.to(F64)
+    gradients(net, states())
+    norm = net.blocks[0].vector_field.potential.norm
+    assert int(norm.num_batches_tracked) == 2
+    assert norm.track_running_stats
+
+
 def test_what_is_no_chain_is_refused():
     block = Hamiltonian(SeparableHamiltonian((4,)))
     with pytest.raises(stabnet.InvalidOptionError, match="at least one"):
