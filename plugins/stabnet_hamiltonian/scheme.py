@@ -204,6 +204,3 @@ def _added(x: Tensor, slope: Tensor, length: float | Tensor) -> Tensor:
     if isinstance(length, Tensor):  # of times that may want a gradient
         return x + length * slope
     return torch.add(x, slope, alpha=length)  # one kernel, and no scaled copy
-
-
-_timed = timed

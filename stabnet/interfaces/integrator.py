@@ -23,7 +23,8 @@ class Trajectory:
 
     Attributes:
         states: states at the requested times, ``(T, batch, *state_shape)``.
-        nfe: evaluations of the right-hand side over the batch.
+        nfe: evaluations of the right-hand side over the batch; of a separable field, a velocity
+            and a force are one.
     """
 
     states: Float[Tensor, "times batch ..."]

@@ -14,7 +14,7 @@ from stabnet.interfaces import Features, Separable
 
 from ..fields.energy import LayerEnergy
 from ..fields.separable_hamiltonian import SeparableHamiltonian
-from ..scheme import Scheme, _timed, halves
+from ..scheme import Scheme, halves, timed
 from .closed import has_closed_form, layer_gradient
 
 __all__ = ["Pull", "added", "inverse_step_with_vjp", "linearized"]
@@ -80,7 +80,7 @@ def inverse_step_with_vjp(
     with torch.no_grad():
         q, p, axis = halves(z, field)
         pulls: list[tuple[bool, float, Pull]] = []
-        for kind, weight, node in reversed(_timed(scheme)):
+        for kind, weight, node in reversed(timed(scheme)):
             drift = kind == "drift"
             sign, value, pull = _slope(field, drift, t + node * h, p if drift else q, u, others)
             length = sign * weight * h

@@ -65,21 +65,33 @@ def _require_refused(s: Specimen, times: tuple[float, ...]) -> None:
 
 
 class _Counted(torch.nn.Module):
-    """Oscillators that count the evaluations of their field."""
+    """Oscillators that count the evaluations of their field; a velocity and a force are one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.field, self.count = Oscillator(), 0
+        self.field, self.whole, self.velocities, self.forces = Oscillator(), 0, 0, 0
         self.potential, self.alpha = self.field.potential, self.field.alpha
+
+    @property
+    def count(self) -> int:
+        return self.whole + max(self.velocities, self.forces)
+
+    def velocity(self, t: float | Tensor, p: Tensor, u: Features = None) -> Tensor:
+        self.velocities += 1
+        return self.field.velocity(t, p, u)
+
+    def force(self, t: float | Tensor, q: Tensor, u: Features = None) -> Tensor:
+        self.forces += 1
+        return self.field.force(t, q, u)
 
     def context(self, u: Features = None) -> Context:
         return self.field.context(u)
 
     def descent(self, t: float | Tensor, z: Tensor, u: Features = None) -> Descent:
-        self.count += 1
+        self.whole += 1
         return self.field.descent(t, z, u)
 
     def forward(self, t: float | Tensor, z: Tensor, u: Features = None) -> Tensor:
-        self.count += 1
+        self.whole += 1
         value: Tensor = self.field(t, z, u)
         return value
