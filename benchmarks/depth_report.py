@@ -1,0 +1,180 @@
+"""Tables and plot of the benchmark of depth."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from stabnet.plots import save_figure
+
+STORED = "stored"
+OURS = "reversible"
+AGREEMENT = {"float32": 1e-3, "float64": 1e-10}
+TIME = (1.8, 1.5)
+GROWTH = 1.1
+
+
+def title(case: dict[str, Any]) -> str:
+    """Return what a case is called."""
+    return f"{' × '.join(map(str, case['state_shape']))}, {case['scheme']}"
+
+
+def growth(case: dict[str, Any], name: str) -> float:
+    """Return how many times more bytes the deepest chain saves than the shallowest."""
+    rows = case["rows"]
+    return float(rows[-1]["saved"][name] / rows[0]["saved"][name])
+
+
+def beyond(row: dict[str, Any], name: str) -> float:
+    """Return the peak less the gradients of the parameters, which every way ends with."""
+    return float(row["peak"][name] - row["parameters"])
+
+
+def peak_growth(case: dict[str, Any], name: str) -> float:
+    """Return how many times larger :func:`beyond` is at the deepest chain that was run."""
+    rows = [row for row in case["rows"] if "peak" in row]
+    return beyond(rows[-1], name) / beyond(rows[0], name)
+
+
+def slowdown(row: dict[str, Any], name: str, of: Any = statistics.median) -> float:
+    """Return how many times longer a way takes than stored activations, by medians or minima."""
+    return float(of(row["seconds"][name]) / of(row["seconds"][STORED]))
+
+
+def _timed(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Go through all cases and depths with times."""
+    for case in record["cases"]:
+        for row in case["rows"]:
+            if "seconds" in row:
+                yield case, row
+
+
+def verdicts(record: dict[str, Any]) -> list[tuple[str, float, str, float]]:
+    """Return each target: what, measured, relation, wanted."""
+    cases = record["cases"]
+    depths = [row["depth"] for row in cases[0]["rows"]]
+    found = []
+    span = f"from depth {depths[0]} to {depths[-1]}"
+    most = max(growth(case, OURS) for case in cases)
+    found.append((f"saved bytes {span}, {OURS}, most", most, "≤", GROWTH))
+    least = min(growth(case, STORED) for case in cases)
+    ratio = depths[-1] / depths[0]
+    found.append((f"saved bytes {span}, {STORED}, least", least, "≥", 0.95 * ratio))
+    most = max(peak_growth(case, OURS) for case in cases)
+    found.append((f"peak less gradients, {OURS}, growth, most", most, "≤", GROWTH))
+    for name in (OURS, f"{OURS}, √depth"):
+        slow = {
+            f"{title(case)}, depth {row['depth']}": slowdown(row, name)
+            for case, row in _timed(record)
+        }
+        where = max(slow, key=lambda what: slow[what])
+        found += [(f"time over stored, {name}, most ({where})", slow[where], "≤", t) for t in TIME]
+    for dtype, wanted in AGREEMENT.items():
+        worst = max(max(case["differences"][dtype].values()) for case in cases)
+        what = f"gradients at depth {cases[0]['compared']}, {dtype}, largest relative difference"
+        found.append((what, worst, "≤", wanted))
+    return found
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the tables."""
+    lines = ["# A training step against depth", "", record["setting"], ""]
+    lines += ["| target | measured | wanted | met |", "|---|---|---|---|"]
+    for what, value, relation, wanted in record["targets"]:
+        met = value <= wanted if relation == "≤" else value >= wanted
+        verdict = "yes" if met else "**no**"
+        lines.append(f"| {what} | {value:.3g} | {relation} {wanted:g} | {verdict} |")
+    for case in record["cases"]:
+        lines += ["", f"## State {title(case)}, batch {case['batch']}", "", *_table(case)]
+    return "\n".join([*lines, "", *_notes(record), ""])
+
+
+def _table(case: dict[str, Any]) -> list[str]:
+    """Return a line for every depth and way."""
+    columns = ["depth", "way", "saved MB", "peak MB", "less gradients MB", "median ms"]
+    columns += ["× stored", "× stored, minima"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for row in case["rows"]:
+        for name, saved in row["saved"].items():
+            cells = [str(row["depth"]), name, f"{saved / 1e6:.3g}"]
+            if "seconds" in row:
+                cells += [f"{row['peak'][name] / 1e6:.3g}", f"{beyond(row, name) / 1e6:.3g}"]
+                cells.append(f"{1e3 * statistics.median(row['seconds'][name]):.4g}")
+                cells += [f"{slowdown(row, name):.2f}", f"{slowdown(row, name, min):.2f}"]
+            else:
+                cells += [""] * 5
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| gradients differ from stored by | float32 | float64 |", "|---|---|---|"]
+    for name in case["differences"]["float32"]:
+        both = " | ".join(f"{case['differences'][dtype][name]:.2g}" for dtype in AGREEMENT)
+        lines.append(f"| {name} | {both} |")
+    return lines
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    return [
+        "- *saved*: storages that autograd holds after the forward pass, each once, parameters left"
+        " out; *peak*: storages made by the step that live at one time, recomputations and the"
+        " gradients of the parameters included; *less gradients*: without the latter, which live at"
+        " the end of every step. MB: 10⁶ bytes.",
+        "- *reversible*: states recomputed by inverting; *√depth*: one state kept, or one"
+        " checkpoint, every √depth blocks; *each*: a checkpoint around every block.",
+        "- Times are of all ways in turn, "
+        + ", ".join(f"{count} each at depth {depths}" for count, depths in _counts(record).items())
+        + ". Other processes were running: they slow what uses caches and memory most, and so shift"
+        " ratios; those of minima suffer least.",
+        f"- Gradients are compared at depth {record['cases'][0]['compared']}, in a batch of at most"
+        " 4: of the state and of each parameter, ‖difference‖ over ‖gradient‖, the largest. Weights"
+        " are random, as before training.",
+    ]
+
+
+def _counts(record: dict[str, Any]) -> dict[int, str]:
+    """Return at which depths there are how many times."""
+    found: dict[int, list[int]] = {}
+    for _, row in _timed(record):
+        depths = found.setdefault(len(row["seconds"][STORED]), [])
+        if row["depth"] not in depths:
+            depths.append(row["depth"])
+    return {count: ", ".join(map(str, sorted(depths))) for count, depths in found.items()}
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Plot saved bytes, peak memory and time against depth, for the first scheme."""
+    scheme = record["cases"][0]["scheme"]
+    cases = [case for case in record["cases"] if case["scheme"] == scheme]
+    figure = Figure(figsize=(3.6 * len(cases), 8), layout="constrained")
+    axes = figure.subplots(3, len(cases), sharex="col", squeeze=False)
+    for column, case in zip(axes.T, cases, strict=True):
+        for name in case["rows"][0]["saved"]:
+            for axis, unit in zip(column, ("saved", "peak", "seconds"), strict=True):
+                rows = [row for row in case["rows"] if unit in row]
+                values = [
+                    statistics.median(row[unit][name])
+                    if unit == "seconds"
+                    else row[unit][name] / 1e6
+                    for row in rows
+                ]
+                axis.plot([row["depth"] for row in rows], values, marker="o", ms=3, label=name)
+        rows = [row for row in case["rows"] if "peak" in row]
+        gradients = [row["parameters"] / 1e6 for row in rows]
+        style = {"color": "gray", "linestyle": ":", "label": "gradients of parameters"}
+        column[1].plot([row["depth"] for row in rows], gradients, **style)
+        for axis in column:
+            axis.set(xscale="log", yscale="log")
+            depths = [row["depth"] for row in case["rows"]]
+            axis.set_xticks(depths, [str(depth) for depth in depths])
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.grid(alpha=0.3)
+        column[0].set_title(f"{title(case)}, batch {case['batch']}", fontsize=9)
+        column[-1].set_xlabel("depth, blocks")
+    for axis, label in zip(axes[:, 0], ("saved, MB", "peak, MB", "time, s"), strict=True):
+        axis.set_ylabel(label)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    axes[1, 0].legend(fontsize=7, frameon=False)
+    save_figure(figure, path)
