@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from . import certify as certify
     from . import data as data
     from . import interfaces as interfaces
+    from . import monitors as monitors
     from . import plots as plots
     from . import robustness as robustness
     from . import testing as testing
@@ -75,7 +76,17 @@ _LAZY = {
     "save": ".checkpoint",
     "time_steps": ".times",
 }
-_ROOMS = ("bounds", "certify", "data", "interfaces", "plots", "robustness", "testing", "training")
+_ROOMS = (
+    "bounds",
+    "certify",
+    "data",
+    "interfaces",
+    "monitors",
+    "plots",
+    "robustness",
+    "testing",
+    "training",
+)
 
 __all__ = [  # noqa: RUF022 - the lazy names are added below
     "CheckpointError",
@@ -114,6 +125,7 @@ __all__ = [  # noqa: RUF022 - the lazy names are added below
     "certify",
     "data",
     "interfaces",
+    "monitors",
     "plots",
     "robustness",
     "testing",

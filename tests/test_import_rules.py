@@ -49,7 +49,7 @@ ASSEMBLY = {
     "times",
     "renormalization",
 }
-SERVICES = {"data", "training", "robustness", "certify", "plots", "testing"}
+SERVICES = {"data", "training", "monitors", "robustness", "certify", "plots", "testing"}
 PACKAGE = "stabnet"
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -12,14 +12,17 @@ from .capabilities import (
     BoundsIntervals,
     BoundsLipschitz,
     BoundsSmoothness,
+    ComposedOfBlocks,
     Descends,
     Descent,
     FixedStep,
     FusedInvertible,
     Guaranteed,
+    HasEnergy,
     Invertible,
     Renormalizable,
     Separable,
+    is_composed_of_blocks,
 )
 from .cell import Cell
 from .dynamics import Dynamics
@@ -43,6 +46,7 @@ __all__ = [
     "BoundsLipschitz",
     "BoundsSmoothness",
     "Cell",
+    "ComposedOfBlocks",
     "Context",
     "Descends",
     "Descent",
@@ -53,6 +57,7 @@ __all__ = [
     "FusedInvertible",
     "Guarantee",
     "Guaranteed",
+    "HasEnergy",
     "Integrator",
     "Invertible",
     "Objective",
@@ -70,5 +75,6 @@ __all__ = [
     "Status",
     "Trajectory",
     "VectorField",
+    "is_composed_of_blocks",
     "lift_features",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from .block import Block
 from .guarantee import Guarantee
 from .potential import Context, Potential
 from .solution import Features
@@ -18,14 +19,17 @@ __all__ = [
     "BoundsIntervals",
     "BoundsLipschitz",
     "BoundsSmoothness",
+    "ComposedOfBlocks",
     "Descends",
     "Descent",
     "FixedStep",
     "FusedInvertible",
     "Guaranteed",
+    "HasEnergy",
     "Invertible",
     "Renormalizable",
     "Separable",
+    "is_composed_of_blocks",
 ]
 
 
@@ -53,9 +57,34 @@ class FusedInvertible(Invertible, Protocol):
 
     def inverse_with_vjp(
         self, z: Tensor, u: Features = None
-    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-        """Return the preimage of ``z`` and the vector–Jacobian product of the block there."""
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor | None, ...]]]:
+        """Return the preimage of ``z`` and the vector–Jacobian product of the block there.
+
+        The product maps a gradient at ``z`` to the gradients, in this order, of the preimage, of
+        those tensors of ``u`` that require one, and of those parameters of the block that do, as
+        ``parameters()`` lists them; ``None`` for what the block does not depend on. It is called
+        once at most.
+        """
         ...
+
+
+class ComposedOfBlocks(Protocol):
+    """A block that is a sequence of blocks, which monitors and others may run one by one.
+
+    From the state that the whole is given, each block is applied to the state of the one before;
+    all get the features that the whole is given. Ask :func:`is_composed_of_blocks` for it:
+    ``isinstance`` sees no submodules from Python 3.12 on.
+
+    Attributes:
+        blocks: the blocks, in order.
+    """
+
+    blocks: nn.ModuleList
+
+
+def is_composed_of_blocks(part: object) -> TypeGuard[ComposedOfBlocks]:
+    """Return whether a part is a block that is a sequence of blocks."""
+    return isinstance(part, Block) and isinstance(getattr(part, "blocks", None), nn.ModuleList)
 
 
 @runtime_checkable
@@ -205,4 +234,18 @@ class Separable(Protocol):
         self, t: float | Tensor, q: Float[Tensor, "batch n"], u: Features = None
     ) -> Float[Tensor, "batch n"]:
         """Return ``dp/dt`` at position ``q``."""
+        ...
+
+
+@runtime_checkable
+class HasEnergy(Protocol):
+    """A vector field with an energy, such as the Hamiltonian that its exact flow keeps."""
+
+    def energy(self, z: Float[Tensor, "batch ..."], u: Features = None) -> Float[Tensor, " batch"]:
+        """Return the energy at states ``z``, one value per state.
+
+        Args:
+            z: states ``(batch, *state_shape)``.
+            u: features, for a field that depends on them.
+        """
         ...
