@@ -33,7 +33,8 @@ import os
 import platform
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -48,8 +49,6 @@ import stabnet
 from stabnet.interfaces import Block
 
 DEPTHS = (50, 100, 200, 400, 800)
-COMPARED = 200
-"""Depth at which gradients are compared."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,17 @@ class Case:
         state_shape: shape of one state.
         batch: how many.
         scheme: of every block.
-        timed: depths at which a whole step is run; its saved bytes are counted at all.
+        depths: numbers of blocks at which saved bytes are counted.
+        timed: those of them at which a whole step is run.
+        compared: number of blocks at which gradients are compared.
     """
 
     state_shape: tuple[int, ...]
     batch: int
     scheme: str
+    depths: tuple[int, ...] = DEPTHS
     timed: tuple[int, ...] = DEPTHS
+    compared: int = 200
 
 
 @final
@@ -116,12 +119,8 @@ class Problem:
         return torch.autograd.grad(forward(), (self.z, *self.parameters), self.gradient)
 
     def steps(self) -> dict[str, Run]:
-        """Return a training step in all ways, which returns nothing."""
-
-        def run(forward: Callable[[], Tensor]) -> Run:
-            return lambda: self.step(forward) and None
-
-        return {name: run(forward) for name, forward in self.ways().items()}
+        """Return a training step in all ways."""
+        return {name: partial(self.step, forward) for name, forward in self.ways().items()}
 
 
 def saved_bytes(forward: Callable[[], Tensor], parameters: list[Tensor]) -> int:
@@ -146,14 +145,12 @@ def saved_bytes(forward: Callable[[], Tensor], parameters: list[Tensor]) -> int:
     return sum(held.values())
 
 
-def disagreement(
-    case: Case, depth: int, device: torch.device, dtype: torch.dtype
-) -> dict[str, float]:
+def disagreement(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Return how far the gradients of all ways are from those of stored activations.
 
     Relative, of the state and of each parameter; the largest.
     """
-    problem = Problem(case, depth, device, dtype)
+    problem = Problem(case, case.compared, device, dtype)
     ways = problem.ways()
     wanted = problem.step(ways.pop(STORED))
     found = {}
@@ -192,32 +189,35 @@ def in_turn(runs: dict[str, Run], device: torch.device, repeats: int) -> dict[st
 
 def cases(quick: bool) -> list[Case]:
     """Return what is measured."""
-    schemes = ("symplectic_euler", "leapfrog")
+    euler, leapfrog = "symplectic_euler", "leapfrog"
     if quick:
+        few = (4, 8)
         shapes: tuple[tuple[int, ...], ...] = ((4,), (2, 3, 3))
-        return [Case(shape, 3, scheme, (4, 8)) for shape in shapes for scheme in schemes]
-    found = []
-    for scheme, timed in zip(schemes, ((50, 100, 200), (50,)), strict=True):
-        found += [Case((64,), 128, scheme), Case((512,), 128, scheme, timed)]
-        found.append(Case((16, 14, 14), 32, scheme, timed))
-    return found
+        return [Case(shape, 3, way, few, few, 8) for way in (euler, leapfrog) for shape in shapes]
+    return [
+        Case((64,), 128, euler, compared=max(DEPTHS)),
+        Case((512,), 128, euler, timed=(50, 100)),
+        Case((16, 14, 14), 32, euler, timed=(50, 100)),
+        Case((64,), 128, leapfrog, (50, 200, 800), (50, 200)),
+        Case((512,), 128, leapfrog, (50, 800), (50,)),
+        Case((16, 14, 14), 32, leapfrog, (50, 800), (50,)),
+    ]
 
 
 def record_of(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     """Return everything measured about a case."""
-    depths = case.timed if args.quick else DEPTHS
     rows = [
         # The relative noise of a long step is smaller.
         measure(case, depth, args.device, args.repeats if depth <= 100 else min(args.repeats, 3))
-        for depth in depths
+        for depth in case.depths
     ]
-    small = Case(case.state_shape, min(case.batch, 4), case.scheme)
-    compared = max(depths) if args.quick else COMPARED
     differences = {
-        str(dtype).removeprefix("torch."): disagreement(small, compared, args.device, dtype)
+        str(dtype).removeprefix("torch."): disagreement(
+            replace(case, batch=min(case.batch, 4)), args.device, dtype
+        )
         for dtype in (torch.float32, torch.float64)
     }
-    return {**asdict(case), "rows": rows, "compared": compared, "differences": differences}
+    return {**asdict(case), "rows": rows, "differences": differences}
 
 
 def setting(args: argparse.Namespace) -> str:

@@ -36,7 +36,7 @@ def beyond(row: dict[str, Any], name: str) -> float:
 
 
 def peak_growth(case: dict[str, Any], name: str) -> float:
-    """Return how many times larger :func:`beyond` is at the deepest chain that was run."""
+    """Return how many times larger :func:`beyond` is at the deepest chain that was timed."""
     rows = [row for row in case["rows"] if "peak" in row]
     return beyond(rows[-1], name) / beyond(rows[0], name)
 
@@ -66,7 +66,8 @@ def verdicts(record: dict[str, Any]) -> list[tuple[str, float, str, float]]:
     ratio = depths[-1] / depths[0]
     found.append((f"saved bytes {span}, {STORED}, least", least, "≥", 0.95 * ratio))
     most = max(peak_growth(case, OURS) for case in cases)
-    found.append((f"peak less gradients, {OURS}, growth, most", most, "≤", GROWTH))
+    what = f"peak less gradients of parameters, {OURS}, growth over timed depths, most"
+    found.append((what, most, "≤", GROWTH))
     for name in (OURS, f"{OURS}, √depth"):
         slow = {
             f"{title(case)}, depth {row['depth']}": slowdown(row, name)
@@ -76,8 +77,7 @@ def verdicts(record: dict[str, Any]) -> list[tuple[str, float, str, float]]:
         found += [(f"time over stored, {name}, most ({where})", slow[where], "≤", t) for t in TIME]
     for dtype, wanted in AGREEMENT.items():
         worst = max(max(case["differences"][dtype].values()) for case in cases)
-        what = f"gradients at depth {cases[0]['compared']}, {dtype}, largest relative difference"
-        found.append((what, worst, "≤", wanted))
+        found.append((f"gradients, {dtype}, largest relative difference", worst, "≤", wanted))
     return found
 
 
@@ -109,7 +109,8 @@ def _table(case: dict[str, Any]) -> list[str]:
             else:
                 cells += [""] * 5
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| gradients differ from stored by | float32 | float64 |", "|---|---|---|"]
+    what = f"gradients at depth {case['compared']} differ from stored by"
+    lines += ["", f"| {what} | float32 | float64 |", "|---|---|---|"]
     for name in case["differences"]["float32"]:
         both = " | ".join(f"{case['differences'][dtype][name]:.2g}" for dtype in AGREEMENT)
         lines.append(f"| {name} | {both} |")
@@ -128,9 +129,8 @@ def _notes(record: dict[str, Any]) -> list[str]:
         + ", ".join(f"{count} each at depth {depths}" for count, depths in _counts(record).items())
         + ". Other processes were running: they slow what uses caches and memory most, and so shift"
         " ratios; those of minima suffer least.",
-        f"- Gradients are compared at depth {record['cases'][0]['compared']}, in a batch of at most"
-        " 4: of the state and of each parameter, ‖difference‖ over ‖gradient‖, the largest. Weights"
-        " are random, as before training.",
+        "- Gradients are compared in a batch of at most 4: of the state and of each parameter,"
+        " ‖difference‖ over ‖gradient‖, the largest. Weights are random, as before training.",
     ]
 
 

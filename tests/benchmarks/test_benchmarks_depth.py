@@ -64,7 +64,7 @@ def test_saved_states_are_counted_exactly(benchmark, depth):
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 3)])
 @pytest.mark.parametrize("scheme", ["symplectic_euler", "leapfrog"])
 def test_all_ways_give_the_same_gradients(benchmark, shape, scheme):
-    found = benchmark.disagreement(benchmark.Case(shape, 3, scheme), 8, CPU, torch.float64)
+    found = benchmark.disagreement(benchmark.Case(shape, 3, scheme, compared=8), CPU, torch.float64)
     assert len(found) == 4
     assert max(found.values()) < 1e-13
 
@@ -76,8 +76,8 @@ def test_a_wrong_gradient_is_found(benchmark, monkeypatch):
         return inverse(self, z if self.stored else 1.001 * z, u)
 
     monkeypatch.setattr(benchmark.Reversible, "forward", wrong)
-    case = benchmark.Case((4,), 3, "leapfrog")
-    found = benchmark.disagreement(case, 4, CPU, torch.float64)
+    case = benchmark.Case((4,), 3, "leapfrog", compared=4)
+    found = benchmark.disagreement(case, CPU, torch.float64)
     assert min(found["reversible"], found["reversible, √depth"]) > 1e-4
     assert max(found["checkpoint, √depth"], found["checkpoint, each"]) < 1e-13
 
