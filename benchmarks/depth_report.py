@@ -127,8 +127,8 @@ def _notes(record: dict[str, Any]) -> list[str]:
         " checkpoint, every √depth blocks; *each*: a checkpoint around every block.",
         "- Times are of all ways in turn, "
         + ", ".join(f"{count} each at depth {depths}" for count, depths in _counts(record).items())
-        + ". Other processes were running: they slow what uses caches and memory most, and so shift"
-        " ratios; those of minima suffer least.",
+        + ". Other processes slow what uses caches and memory most, and so shift ratios; those of"
+        " minima suffer least.",
         "- Gradients are compared in a batch of at most 4: of the state and of each parameter,"
         " ‖difference‖ over ‖gradient‖, the largest. Weights are random, as before training.",
     ]
