@@ -7,7 +7,7 @@ gradients that come back. Of a symplectic layer they come in pairs :math:`(s, 1/
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,6 @@ from ..values import whole
 from .layers import Layer, inspected
 
 __all__ = ["block_norms", "jacobian_norms", "singular_values"]
-
-_Linear = Callable[[Tensor], Tensor]
 
 
 def singular_values(
@@ -57,9 +55,10 @@ def singular_values(
         for layer in layers:
             _check_uncoupled(layer)
             _check_size(z, f"before {layer}", size)
-            z, pull = _pullback(layer, z, features)
+            at = _Linearization(layer, z, features)
+            z = at.out
             _check_size(z, f"behind {layer}", size)
-            found.append(_decomposed(torch.stack(list(_rows(pull, z)), 1)))
+            found.append(_decomposed(torch.stack(list(_rows(at)), 1)))
     return found
 
 
@@ -148,23 +147,55 @@ def _check_size(z: Tensor, where: str, size: int) -> None:
         )
 
 
-def _pullback(layer: Layer, z: Tensor, u: Features) -> tuple[Tensor, _Linear]:
-    """Return the state behind a layer, and ``w ↦ Jᵀw``."""
-    out, pull, *_ = torch.func.vjp(partial(layer, u=u), z)
-    return out, lambda w: pull(w)[0]
+@final
+class _Linearization:
+    """The Jacobian ``J`` of a layer at states, as linear maps.
+
+    By automatic differentiation as in training, which all layers know; not all know ``torch.func``.
+
+    Attributes:
+        out: the states behind the layer.
+    """
+
+    def __init__(self, layer: Layer, z: Tensor, u: Features) -> None:
+        with torch.enable_grad():
+            self._z = z.detach().requires_grad_()
+            self._out = layer(self._z, u)
+        self.out = self._out.detach()
+
+    def pull(self, w: Tensor) -> Tensor:
+        """Return ``Jᵀw``."""
+        return _gradient(self._out, self._z, w)
+
+    def pushing(self) -> Callable[[Tensor], Tensor]:
+        """Return ``v ↦ Jv``: the transpose of ``w ↦ Jᵀw``, which is linear."""
+        with torch.enable_grad():
+            w = torch.ones_like(self.out).requires_grad_()
+            pulled = _gradient(self._out, self._z, w, create_graph=True)
+        return lambda v: _gradient(pulled, w, v)
 
 
-def _rows(pull: _Linear, out: Tensor) -> Iterator[Float[Tensor, "batch n"]]:
+def _gradient(out: Tensor, z: Tensor, w: Tensor, create_graph: bool = False) -> Tensor:
+    """Return the gradient of ``⟨out, w⟩`` in ``z``, zero where ``out`` does not depend on it."""
+    if not out.requires_grad:
+        return torch.zeros_like(z)
+    return torch.autograd.grad(
+        out, z, w, retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )[0]
+
+
+def _rows(at: _Linearization) -> Iterator[Float[Tensor, "batch n"]]:
     """Yield the rows of the Jacobian of each sample.
 
     Samples do not depend on each other, so that one product serves all of them. (To vectorize over
     rows would save little beside the decomposition, and not all layers allow it.)
     """
-    direction = torch.zeros_like(out, memory_format=torch.contiguous_format)
-    entries = direction.view(len(out), -1)
+    entries = at.out.flatten(1)
     for k in range(entries.shape[1]):
-        entries.zero_()[:, k] = 1
-        yield pull(direction).flatten(1)
+        # A new one for each row, which may be a view of it.
+        direction = torch.zeros_like(entries)
+        direction[:, k] = 1
+        yield at.pull(direction.view(at.out.shape)).flatten(1)
 
 
 def _decomposed(jacobian: Float[Tensor, "batch m n"]) -> Float[Tensor, "batch k"]:
@@ -183,14 +214,13 @@ def _power_iteration(
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
     """Return the state behind a layer, and a lower bound of its Jacobian's norm per sample."""
     _check_uncoupled(layer)
-    out, pull = _pullback(layer, z, u)
-    # Jᵀw is linear in w, and J the transpose of that.
-    transposed = torch.func.vjp(pull, torch.zeros_like(out))[1]
+    at = _Linearization(layer, z, u)
+    push = at.pushing()
     generator = torch.Generator(z.device).manual_seed(0)
     v = _unit(torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device))
     for _ in range(iterations):
-        v = _unit(pull(_unit(transposed(v)[0])))
-    return out, transposed(v)[0].flatten(1).norm(dim=1)
+        v = _unit(at.pull(_unit(push(v))))
+    return at.out, push(v).flatten(1).norm(dim=1)
 
 
 def _unit(v: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
