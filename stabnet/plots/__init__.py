@@ -5,6 +5,7 @@ from .boundaries import decision_boundaries
 from .convergence import ConvergenceCurve, convergence_curves
 from .embedding import feature_embedding
 from .figures import save_figure
+from .layer_curves import layer_curves
 from .phase import phase_portrait
 from .training import training_curves
 from .violation import violation_map
@@ -16,6 +17,7 @@ __all__ = [
     "convergence_curves",
     "decision_boundaries",
     "feature_embedding",
+    "layer_curves",
     "phase_portrait",
     "save_figure",
     "training_curves",

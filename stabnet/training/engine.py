@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -91,6 +92,11 @@ class Engine:
             raise InvalidOptionError("the training set has no batch; give at least one sample")
 
     @property
+    def steps(self) -> int:
+        """How many optimizer steps an epoch has."""
+        return self._steps
+
+    @property
     def late(self) -> bool:
         """Whether the deadline has passed, for all processes alike."""
         late = self._deadline is not None and time.monotonic() >= self._deadline
@@ -105,15 +111,18 @@ class Engine:
         step, steps = (epoch - 1) * self._steps + index, self._options.epochs * self._steps
         return self._options.learning_rate * rate(self._options.schedule, step, steps)
 
-    def run_epoch(self, epoch: int, bar: Bar) -> tuple[dict[str, float], bool]:
+    def run_epoch(
+        self, epoch: int, bar: Bar, after_step: Callable[[int], None]
+    ) -> tuple[dict[str, float], int]:
         """Train for one epoch, or until the deadline.
 
         Args:
             epoch: which, from 1.
             bar: where progress is shown.
+            after_step: called after every step with how many were done in all epochs.
 
         Returns:
-            The means over the samples seen, and whether the epoch was completed.
+            The means over the samples seen, and how many steps of the epoch were done.
 
         Raises:
             NonFiniteLossError: if the loss became NaN or infinite; found at the next of the
@@ -136,6 +145,7 @@ class Engine:
             self._optimizer.step()
             means.update(loss, logs, len(x))
             done += 1
+            after_step((epoch - 1) * self._steps + done)
             regular = done % _SYNC_EVERY == 0
             if regular:
                 bar.update(done, means.read(where))
@@ -147,7 +157,7 @@ class Engine:
             # Each process has its own batch-norm statistics after the last step; the first's count.
             for buffer in self._module.buffers():
                 buffer.copy_(broadcast(buffer.clone()))
-        return metrics, done == self._steps
+        return metrics, done
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next epoch depends on; every process takes part."""

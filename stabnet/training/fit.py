@@ -24,7 +24,9 @@ from .accelerator import Precision, make_accelerator
 from .description import describe_run, load_splits
 from .engine import Engine
 from .evaluation import evaluate
+from .events import write_events
 from .ledger import Ledger
+from .monitoring import Monitor, MonitorLog
 from .optimization import Schedule
 from .options import Options
 from .progress import Bar, progress_bar, summary
@@ -57,6 +59,8 @@ def fit(
     time_limit: float | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    monitor: Monitor | None = None,
+    monitor_every: int | None = None,
 ) -> FitResult:
     """Train a model, keep its best validation epoch, and leave an honest record of it.
 
@@ -85,20 +89,28 @@ def fit(
         device: where to train; ``None`` for the launcher's choice, or the best device there is.
         mixed_precision: precision of autocast.
         resume: continue the run in ``run_dir`` after its last complete epoch; start it if there
-            is none. Its options must be the same, ``device``, ``time_limit``, ``progress`` and
-            ``tensorboard`` excepted.
+            is none. Its options must be the same, ``device``, ``time_limit``, ``progress``,
+            ``tensorboard``, ``monitor`` and ``monitor_every`` excepted.
         time_limit: seconds after which this call stops training, at a step. The epoch under way is
             then validated and counts for the best weights, and a resume repeats it. At least one
             step is done; the closing validation and test come on top.
         progress: whether to show a progress bar and a line per epoch (on the standard error).
         tensorboard: whether to write event files too.
+        monitor: called with the model before the first step, then regularly, and after the last;
+            returns a dict of values for JSON. What it returned is in ``FitResult.monitored`` and in
+            ``monitor.jsonl``. The model is in eval mode; training goes on as if the monitor had
+            not been called, unless it changes weights or buffers. With several processes all call
+            it, and the main one's values are written. See :mod:`stabnet.monitors`.
+        monitor_every: optimizer steps between its calls, counted over all epochs; ``None`` for
+            once an epoch.
 
     Returns:
         The trained model, its history and metrics, and where the record is.
 
     Raises:
         InvalidOptionError: for options out of range, a model, an objective and data that do not
-            match, or a ``run_dir`` that cannot be used.
+            match, a ``run_dir`` that cannot be used, or a monitor that returns what is no dict of
+            values for JSON.
         CheckpointError: if a checkpoint cannot be read or written.
         NonFiniteLossError: if the loss becomes NaN or infinite. The checkpoint of the last
             complete epoch is kept.
@@ -122,6 +134,7 @@ def fit(
     module: Objective = build(objective, kind="objective")
     check_match(model, module, data)
     accelerator = make_accelerator(device, mixed_precision)
+    log = MonitorLog(monitor, monitor_every, model, accelerator.device)
     with random_state_restored(accelerator.device), modes_restored(model, module):
         loaders = load_splits(data, batch_size, model)
         config = describe_run(model, module, data, loaders, options, accelerator)
@@ -132,7 +145,7 @@ def fit(
         engine = Engine(model, module, loaders["train"], options, accelerator, deadline)
         with progress_bar(progress and accelerator.is_main_process, epochs) as bar:
             training = _Training(
-                model, module, loaders, config, folder, accelerator, engine, bar, tensorboard
+                model, module, loaders, config, folder, accelerator, engine, bar, tensorboard, log
             )
             training.begin(resuming)
             training.run(epochs)
@@ -153,6 +166,7 @@ class _Training:
     engine: Engine
     bar: Bar
     tensorboard: bool
+    monitor: MonitorLog
 
     def __post_init__(self) -> None:
         by_task: Literal["accuracy", "loss"] = (
@@ -166,17 +180,30 @@ class _Training:
             state = read_state(self.folder.checkpoint)
             self.engine.load_state(state["engine"])
             self.ledger.load_state(state["ledger"])
+            # What was recorded after that checkpoint will be recorded again.
+            self.monitor.records = list(state.get("monitored", ()))
+            self._write_monitored()
             self.bar.say(f"resuming after epoch {self.ledger.epochs}")
         else:
+            # First of all, so that a monitor that fails leaves the folder free for another try.
+            self.monitor.record(0)
             if self.accelerator.is_main_process:
                 self.folder.write_config(self.config)
+            self._write_monitored()
             self._checkpoint()
 
     def run(self, epochs: int) -> None:
         """Train until the last epoch or the deadline, whichever comes first."""
+        steps = self.engine.steps
+
+        def after_step(step: int) -> None:
+            if self.monitor.due(step, steps, epochs * steps):
+                self._record(step)
+
         for epoch in range(self.ledger.epochs + 1, epochs + 1):
             started = time.monotonic()
-            train, complete = self.engine.run_epoch(epoch, self.bar)
+            train, done = self.engine.run_epoch(epoch, self.bar, after_step)
+            complete = done == steps
             validation = self._evaluate("validation")
             record: dict[str, float] = {
                 "epoch": epoch,
@@ -191,6 +218,8 @@ class _Training:
                 self._checkpoint()
             self._publish(record, best)
             if not complete or self.engine.late:
+                # Not part of the checkpoint: a resume does not stop here.
+                self._record((epoch - 1) * steps + done)
                 break
 
     def finish(self, epochs: int) -> FitResult:
@@ -204,6 +233,7 @@ class _Training:
         result = FitResult(
             model=self.model,
             history=tuple(self.ledger.history),
+            monitored=tuple(self.monitor.records),
             best_epoch=self.ledger.best_epoch,
             metric=self.ledger.metric,
             best_validation=self.ledger.best_value,
@@ -235,10 +265,22 @@ class _Training:
         )
 
     def _checkpoint(self) -> None:
-        state = {"engine": self.engine.state(), "ledger": self.ledger.state()}
+        state = {
+            "engine": self.engine.state(),
+            "ledger": self.ledger.state(),
+            "monitored": self.monitor.records,
+        }
         if self.accelerator.is_main_process:
             write_state(self.folder.checkpoint, state)
         self.accelerator.wait_for_everyone()
+
+    def _record(self, step: int) -> None:
+        if self.monitor.record(step):
+            self._write_monitored()
+
+    def _write_monitored(self) -> None:
+        if self.monitor.records and self.accelerator.is_main_process:
+            self.folder.write_monitored(self.monitor.records)
 
     def _publish(self, record: Mapping[str, float], best: bool) -> None:
         if not self.accelerator.is_main_process:
@@ -247,20 +289,8 @@ class _Training:
         if best:
             self.folder.write_weights(self.model)
         if self.tensorboard:
-            _write_events(self.folder.tensorboard, record)
+            write_events(self.folder.tensorboard, record)
         self.bar.say(
             f"epoch {record['epoch']}: {summary(record, 'train_')}"
             f" | validation {summary(record, 'validation_')}"
         )
-
-
-def _write_events(folder: Path, record: Mapping[str, float]) -> None:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and seldom wanted
-
-    epoch = int(record["epoch"])
-    # Purging hides what a run that was killed or cut short wrote of this epoch.
-    with SummaryWriter(str(folder), purge_step=epoch) as writer:
-        for name, value in record.items():
-            if name not in ("epoch", "complete"):
-                group, _, metric = name.partition("_")
-                writer.add_scalar(f"{group}/{metric}" if metric else name, value, epoch)

@@ -28,7 +28,7 @@ def write_report(result: FitResult, config: Mapping[str, Any], described: bool) 
         _data(config),
         _training(result, config),
         _guarantees(result),
-        _files(described),
+        _files(described, bool(result.monitored)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -200,7 +200,7 @@ def _guarantees(result: FitResult) -> str:
     return f"{title}\n\n{_table(header, rows)}\n\n{note}"
 
 
-def _files(described: bool) -> str:
+def _files(described: bool, monitored: bool) -> str:
     weights = (
         "the model with the best weights; `stabnet.load` rebuilds it"
         if described
@@ -212,6 +212,7 @@ def _files(described: bool) -> str:
         ("`model.safetensors`", weights),
         ("`config.json`", "description of model, options, data and versions"),
         ("`metrics.jsonl`", "one line per epoch"),
+        *([("`monitor.jsonl`", "what the monitor returned, one line per call")] * monitored),
         ("`checkpoint/state.pt`", "what `resume=True` continues from"),
         ("`plots/training.png`", "training curves"),
     ]

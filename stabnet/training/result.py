@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import nn
 
@@ -22,6 +22,8 @@ class FitResult:
     Attributes:
         model: the model that was given, holding the weights of the best validation epoch.
         history: one record per epoch, the lines of ``metrics.jsonl``.
+        monitored: one record per call of the monitor, the lines of ``monitor.jsonl``: how many
+            optimizer steps were done (``step``), and what it returned. Empty without a monitor.
         best_epoch: the epoch (from 1) whose weights the model holds.
         metric: what decided the best epoch: the highest ``"accuracy"`` or the lowest ``"loss"``.
         best_validation: the value of that metric on the validation set, at the best epoch.
@@ -38,6 +40,7 @@ class FitResult:
 
     model: nn.Module
     history: tuple[Mapping[str, float], ...]
+    monitored: tuple[Mapping[str, Any], ...]
     best_epoch: int
     metric: Literal["accuracy", "loss"]
     best_validation: float

@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def monitored(self) -> Path:
+        """One line per call of the monitor."""
+        return self.path / "monitor.jsonl"
+
+    @property
     def weights(self) -> Path:
         """The best weights."""
         return self.path / "model.safetensors"
@@ -124,8 +129,11 @@ class RunFolder:
 
     def write_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write the metrics, one line per epoch; ``null`` for what is not a finite number."""
-        plain = ({n: v if math.isfinite(v) else None for n, v in r.items()} for r in history)
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in plain))
+        _write_lines(self.metrics, history)
+
+    def write_monitored(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the monitor returned, one line per call; ``null`` as in the metrics."""
+        _write_lines(self.monitored, records)
 
     def write_weights(self, model: nn.Module) -> bool:
         """Write the weights, so that :func:`stabnet.load` rebuilds the model, in eval mode.
@@ -144,6 +152,19 @@ class RunFolder:
                     save_file({n: t.contiguous().clone() for n, t in tensors.items()}, temporary)
                 return False
             return True
+
+
+def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(_finite(record)) + "\n" for record in records))
+
+
+def _finite(value: Any) -> Any:
+    """Return plain data with ``None`` for numbers that are not finite, of which JSON has none."""
+    if isinstance(value, Mapping):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _compared(config: Any) -> Any:
