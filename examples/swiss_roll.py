@@ -25,7 +25,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -36,10 +36,10 @@ from torch import Tensor, nn
 import stabnet
 
 SCALE, HALF_TURNS = 3.0, 3.5
-# To recompute the states of so few numbers would save no memory worth the time.
-HAMILTONIAN = {"name": "hamiltonian_net", "blocks": 12, "step_size": 0.5, "stored": True}
+WIDTH = 4
 MODELS: dict[str, dict[str, Any]] = {
-    "HNN-12": HAMILTONIAN,
+    # States of 4 numbers are stored: to recompute them would save no memory worth the time.
+    "HNN-12": {"name": "hamiltonian_net", "blocks": 12, "step_size": 0.5, "stored": True},
     "ResNet-12": {"name": "tanh_net", "blocks": 12, "skip": True},
     "MLP-12": {"name": "tanh_net", "blocks": 12},
     "MLP-2": {"name": "tanh_net", "blocks": 2},
@@ -58,7 +58,8 @@ class TanhLayer(stabnet.interfaces.Block):
     def __init__(self, state_shape: Sequence[int], *, skip: bool = False) -> None:
         super().__init__()
         self.state_shape = tuple(state_shape)
-        self.linear = nn.Linear(*self.state_shape, *self.state_shape)
+        (width,) = self.state_shape
+        self.linear = nn.Linear(width, width)
         self.skip = skip
 
     def forward(self, z: Tensor, u: stabnet.interfaces.Features = None) -> Tensor:
@@ -72,7 +73,7 @@ def tanh_net(
     *,
     in_shape: Sequence[int],
     num_outputs: int,
-    width: int = 4,
+    width: int = WIDTH,
     blocks: int = 12,
     skip: bool = False,
 ) -> stabnet.StabilityModel:
@@ -88,8 +89,7 @@ def tanh_net(
 
 def make(label: str) -> stabnet.StabilityModel:
     """Return an untrained model."""
-    width = {"width": 4}
-    return stabnet.build(MODELS[label] | width, in_shape=(2,), num_outputs=2)
+    return stabnet.build(MODELS[label] | {"width": WIDTH}, in_shape=(2,), num_outputs=2)
 
 
 def roll(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def roll(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return SCALE * r.unsqueeze(1) * torch.stack([angle.cos(), angle.sin()], 1), y
 
 
-def test_roll(points: int, seed: int) -> tuple[Tensor, Tensor]:
+def unseen_roll(points: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return half as many points as there are to train on, of another seed than all of these."""
     return roll(points // 2, seed + 1_000_000)
 
@@ -145,7 +145,7 @@ def train(
 ) -> tuple[stabnet.StabilityModel, stabnet.training.FitResult]:
     """Train one model, on the roll of its seed."""
     torch.manual_seed(seed)
-    model, test = make(label), test_roll(args.points, seed)
+    model, test = make(label), unseen_roll(args.points, seed)
     data = stabnet.data.from_tensors(*roll(args.points, seed), *test, name="swiss roll")
     fitted = stabnet.training.fit(
         model,
@@ -185,12 +185,12 @@ def tune(label: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(
     label: str, rate: float, seed: int, args: argparse.Namespace
-) -> tuple[stabnet.StabilityModel, Sequence[dict[str, Any]], dict[str, Any]]:
+) -> tuple[stabnet.StabilityModel, Sequence[Mapping[str, Any]], dict[str, Any]]:
     """Train one model; return it, what was seen in training, and its row of the table."""
     started = time.process_time()
     model, fitted = train(label, rate, seed, args, args.out / f"{label}-{seed}", watched=True)
     seconds = time.process_time() - started
-    seen, (x, y) = fitted.monitored, test_roll(args.points, seed)
+    seen, (x, y) = fitted.monitored, unseen_roll(args.points, seed)
     with torch.no_grad():
         accuracy = (model.eval()(x).argmax(1) == y).double().mean().item()
     row = {
@@ -208,9 +208,9 @@ def measure(
     return model, seen, row
 
 
-def draw_boundaries(models: dict[str, nn.Module], args: argparse.Namespace) -> None:
+def draw_boundaries(models: Mapping[str, nn.Module], args: argparse.Namespace) -> None:
     """Save what the models of one seed make of the plane, with test points."""
-    x, y = test_roll(args.points, args.seeds[0])
+    x, y = unseen_roll(args.points, args.seeds[0])
     edge = 1.2 * SCALE
     figure = stabnet.plots.decision_boundaries(
         models,

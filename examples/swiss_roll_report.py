@@ -59,35 +59,52 @@ def percent(share: float) -> str:
     return f"{math.floor(share * 1e4 + 0.01) / 100:.2f} %"
 
 
+def grouped(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
+    """Return the values of one column by model."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["model"], []).append(row[name])
+    return found
+
+
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what was to be reached, and whether it was, in sentences."""
-    found = []
-    for label in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == label]
-        accuracies = [row["test accuracy"] for row in own]
-        span = f"from {percent(min(accuracies))} to {percent(max(accuracies))}"
-        if label in REACHED:
-            wanted = REACHED[label]
-            word = "reaches" if min(accuracies) >= wanted else "does not reach"
-            found.append(f"{label} {word} {percent(wanted)} for each seed: test accuracy {span}.")
+    sentences = []
+    for label, found in grouped(rows, "test accuracy").items():
+        span = f"from {percent(min(found))} to {percent(max(found))}"
+        wanted = REACHED.get(label)
+        if wanted is None:
+            sentences.append(f"{label}: test accuracy {span}.")
         else:
-            found.append(f"{label}: test accuracy {span}.")
+            word = "reaches" if min(found) >= wanted else "does not reach"
+            sentences.append(
+                f"{label} {word} {percent(wanted)} for each seed: test accuracy {span}."
+            )
     norm = min(row["least norm"] for row in rows if row["model"].startswith("HNN"))
     word = "is never below" if norm >= 1 - ROUNDING else "is not always at least"
-    found.append(
+    sign = "+" if norm >= 1 else "-"
+    sentences.append(
         f"The operator norm of a Jacobian of the HNN {word} 1 up to rounding (1e-9): at all points "
-        f"and times of all seeds the least is 1 {norm - 1:+.1e}."
+        f"and times of all seeds the least is 1 {sign} {abs(norm - 1):.1e}."
+    )
+    ratios = [
+        f"{min(found):.1g} to {max(found):.1g} ({label})"
+        for label, found in grouped(rows, "gradient at the start").items()
+    ]
+    sentences.append(
+        "Before training, the gradient in the first state over that in the last is "
+        f"{', '.join(ratios)}."
     )
     seconds: dict[int, float] = {}
     for row in rows:
         seconds[row["seed"]] = seconds.get(row["seed"], 0.0) + row["CPU seconds"]
     longest = max(seconds.values())
     word = "stay" if longest <= CPU_SECONDS else "do not stay"
-    found.append(
+    sentences.append(
         f"All four together {word} within {CPU_SECONDS:g} CPU seconds a seed, the search for the "
         f"learning rate apart: at most {longest:.0f}."
     )
-    return [f"- {sentence}" for sentence in found]
+    return [f"- {sentence}" for sentence in sentences]
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -94,9 +94,9 @@ def test_jacobians_are_recorded_from_before_the_first_step_to_after_the_last(fol
     seen = [json.loads(line) for line in lines]
     assert [record["step"] for record in seen] == list(range(7))
     for record in seen:
-        for largest, least in zip(record["largest"], record["least"], strict=True):
-            assert largest * least == pytest.approx(1, rel=1e-9)  # pairs, at every point
-        assert len(record["largest"]) == 12
+        assert len(record["largest"]) == len(record["least"]) == 12
+        assert all(v >= 1 - 1e-9 for v in record["largest"])
+        assert all(v <= 1 + 1e-9 for v in record["least"])
 
 
 def test_classes_are_the_arms_of_a_spiral(script):
@@ -108,7 +108,7 @@ def test_classes_are_the_arms_of_a_spiral(script):
     apart = ((arm - y + 1) % 2 - 1).abs()[radius > 0.01]
     assert apart.max() < 1e-4
     assert radius.max() <= 1
-    assert not torch.equal(x, script.test_roll(1000, seed=3)[0])
+    assert not torch.equal(x, script.unseen_roll(1000, seed=3)[0])
 
 
 def test_skip_connection_is_all_that_tells_resnet_from_mlp(script):
@@ -133,6 +133,7 @@ def test_networks_begin_with_the_same_states_and_come_back_from_a_file(script, t
 def test_verdicts_follow_from_the_numbers(script):
     verdicts = script.markdown.__globals__["verdicts"]
     row = {"seed": 0, "least norm": 1.0, "CPU seconds": 30.0, "test accuracy": 0.995}
+    row["gradient at the start"] = 1.5
     good = [row | {"model": label} for label in LABELS]
     text = "\n".join(verdicts(good))
     assert "HNN-12 reaches 99.50 %" in text
