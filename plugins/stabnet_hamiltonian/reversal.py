@@ -1,92 +1,109 @@
-"""The backward pass of a chain of invertible blocks, which recomputes its states by inverting."""
+"""A chain of invertible blocks as one function, whose backward pass recomputes the states."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stabnet import ConvergenceError, StabnetError
-from stabnet.interfaces import Block, Features, FusedInvertible, Invertible
+from stabnet import StabnetError
+from stabnet.interfaces import Features
 
-from .blocks.fused import Pull, added, linearized
+from .walk import Chain, Named, Walk, distinct, run
 
-__all__ = ["Chain", "Reversal"]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Blocks, and how they are gone back through.
-
-    Attributes:
-        blocks: the blocks.
-        every: number of blocks between states that are kept.
-        tolerance: relative error of a reconstruction that is accepted, if it was given.
-        several: whether features are a tuple of tensors.
-    """
-
-    blocks: nn.ModuleList
-    every: int
-    tolerance: float | None
-    several: bool
-
-    def packed(self, features: list[Tensor]) -> Features:
-        """Return the features as blocks take them."""
-        if self.several:
-            return tuple(features)
-        return features[0] if features else None
+__all__ = ["Reversal"]
 
 
 class Reversal(torch.autograd.Function):
     """A chain as one function of its state, its features and its parameters."""
 
     @staticmethod
-    def forward(ctx: Any, chain: Chain, *arguments: Tensor) -> Tensor:
-        """Run the blocks on a state; the further arguments are features, and all parameters."""
-        parameters = tuple(chain.blocks.parameters())
+    def forward(ctx: Any, chain: Chain, named: Named, several: bool, *arguments: Tensor) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            ctx: what the backward pass will need.
+            chain: the blocks.
+            named: their parameters.
+            several: whether features are a tuple of tensors.
+            arguments: the state, the features, and every parameter once.
+        """
+        parameters = distinct(named)
         z, *features = arguments[: len(arguments) - len(parameters)]
         # Parameters are not saved, for they live as long as the chain. What is looked at in
         # exchange is whether they still are what they were.
-        ctx.chain, ctx.parameters = chain, parameters
-        ctx.versions = [p._version for p in parameters]
+        ctx.chain, ctx.named, ctx.several = chain, named, several
+        ctx.parameters, ctx.versions = parameters, [p._version for p in parameters]
         # The backward pass runs outside the caller's autocast, whose precision it must repeat.
+        # Older torch would take weights from its cache that were cast without a gradient.
         device = z.device.type
         enabled, precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        ctx.autocast = partial(torch.autocast, device, precision, enabled)
+        ctx.autocast = partial(torch.autocast, device, precision, enabled, cache_enabled=False)
         ctx.eps = torch.finfo(precision).eps if enabled else 0.0
-        kept, u = [], chain.packed(features)
-        for index, block in enumerate(chain.blocks):
-            if index % chain.every == 0:
-                kept.append(z)
-            z = block(z, u)
-        ctx.save_for_backward(*features, *kept, z)
-        ctx.feature_count = len(features)
-        return z
+        drawn = _random_state(z)
+        with ctx.autocast():
+            kept, end = run(chain.blocks, chain.every, z, _packed(features, several))
+        if not torch.equal(drawn, _random_state(z)):
+            raise StabnetError(
+                "a block of a reversible chain drew random numbers, so that its states cannot be "
+                "recomputed. Leave out dropout and the like, or set stored=True on the chain"
+            )
+        ctx.save_for_backward(*features, *kept, end)
+        return end
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of all arguments."""
         _check_usable(ctx)
-        chain, saved, count = ctx.chain, ctx.saved_tensors, ctx.feature_count
-        features = [f.detach().requires_grad_(f.requires_grad) for f in saved[:count]]
-        leaves = [_leaf(p) for p in ctx.parameters]
-        walk, arguments = _Walk(chain), (list(saved[count:]), features, gradients[0])
+        chain, count = ctx.chain, -(-len(ctx.chain.blocks) // ctx.chain.every)
+        *saved, end = ctx.saved_tensors
+        given, kept = saved[:-count], saved[-count:]
+        features = [f.detach().requires_grad_(f.requires_grad) for f in given]
+        leaves = {id(p): _leaf(p) for p in ctx.parameters}
+        named = [{name: leaves[id(p)] for name, p in group.items()} for group in ctx.named]
+        walk = Walk(chain, features, [distinct([group]) for group in named], ctx.eps)
+        arguments = (kept, end, _packed(features, ctx.several), gradients[0])
         with ctx.autocast(), _frozen_batch_statistics(chain.blocks):
-            if all(a is b for a, b in zip(leaves, chain.blocks.parameters(), strict=True)):
-                gradient, found, error = walk(*arguments)
+            if all(
+                leaf is own.get(name)
+                for group, own in zip(named, chain.parameters(), strict=True)
+                for name, leaf in group.items()
+            ):
+                gradient, found = walk(*arguments)
             else:
-                names = [name for name, _ in walk.named_parameters()]
-                replaced = dict(zip(names, leaves, strict=True))
-                gradient, found, error = torch.func.functional_call(walk, replaced, arguments)
-        _check_error(chain, float(error), torch.finfo(saved[-1].dtype).eps, ctx.eps)
-        return None, gradient, *(found.get(id(t)) for t in (*features, *leaves))
+                replaced = {
+                    f"blocks.{index}.{name}": leaf
+                    for index, group in enumerate(named)
+                    for name, leaf in group.items()
+                }
+                gradient, found = torch.func.functional_call(walk, replaced, arguments)
+        return (
+            None,
+            None,
+            None,
+            gradient,
+            *(found.get(id(t)) for t in (*features, *leaves.values())),
+        )
+
+
+def _packed(features: list[Tensor], several: bool) -> Features:
+    """Return the features as blocks take them."""
+    if several:
+        return tuple(features)
+    return features[0] if features else None
+
+
+def _random_state(z: Tensor) -> Tensor:
+    """Return the states of the generators that blocks would draw random numbers from."""
+    states = [torch.get_rng_state()]
+    if z.is_cuda:
+        states.append(torch.cuda.get_rng_state(z.device))
+    return torch.cat(states)
 
 
 def _check_usable(ctx: Any) -> None:
@@ -130,69 +147,3 @@ def _leaf(parameter: Tensor) -> Tensor:
     if parameter.is_leaf and not parameter._backward_hooks:
         return parameter
     return parameter.detach().requires_grad_(parameter.requires_grad)
-
-
-@final
-class _Walk(nn.Module):
-    """The way back through a chain; a module, so that its parameters can be replaced."""
-
-    def __init__(self, chain: Chain) -> None:
-        super().__init__()
-        self.chain, self.blocks = chain, chain.blocks
-
-    def forward(
-        self, states: list[Tensor], features: list[Tensor], g: Tensor
-    ) -> tuple[Tensor, dict[int, Tensor], Tensor]:
-        """Return the gradients of the state and, by identity, of all leaves; and the error."""
-        u, found = self.chain.packed(features), dict[int, Tensor]()
-        *kept, z = states
-        end, error = z, z.new_zeros((), dtype=torch.float32)
-        for index in reversed(range(len(self.blocks))):
-            block = cast("Block", self.blocks[index])
-            leaves = [t for t in (*features, *block.parameters()) if t.requires_grad]
-            z, pull = _inverted(block, z, u, leaves)
-            gradient, *others = pull(g)
-            g = torch.zeros_like(z) if gradient is None else gradient
-            for leaf, d in zip(leaves, others, strict=True):
-                if d is not None:
-                    found[id(leaf)] = added(d, found.get(id(leaf)))
-            if index % self.chain.every == 0:
-                start = kept.pop()
-                error = torch.maximum(error, _difference(z, start, end))
-                z = end = start
-        return g, found, error
-
-
-def _inverted(block: Block, z: Tensor, u: Features, leaves: list[Tensor]) -> tuple[Tensor, Pull]:
-    """Return what a block maps to ``z``, and its vector–Jacobian product there."""
-    if isinstance(block, FusedInvertible):
-        return block.inverse_with_vjp(z, u)
-    with torch.no_grad():
-        z = cast("Invertible", block).inverse(z, u)
-    return z, linearized(lambda z: cast("Tensor", block(z, u)), z, leaves)[1]
-
-
-def _difference(found: Tensor, kept: Tensor, end: Tensor) -> Tensor:
-    """Return the largest relative difference of a sample's state to the one that was kept."""
-    difference, *sizes = (x.flatten(1).float().norm(dim=1) for x in (found - kept, kept, end))
-    scale = torch.maximum(*sizes)
-    return torch.where(difference == 0, difference, difference / scale).amax()
-
-
-def _check_error(chain: Chain, error: float, eps: float, autocast_eps: float) -> None:
-    """Raise :class:`stabnet.ConvergenceError` for a reconstruction that is not good enough."""
-    tolerance = max(eps ** (2 / 3), autocast_eps) if chain.tolerance is None else chain.tolerance
-    if error <= tolerance:
-        return
-    shorter = chain.every // 2
-    if math.isfinite(error) and tolerance > eps:
-        # Errors grow like powers of the number of blocks, from the machine precision on.
-        share = math.log(tolerance / eps) / math.log(error / eps)
-        shorter = min(shorter, int(chain.every * share))
-    raise ConvergenceError(
-        f"a state reconstructed from {chain.every} blocks behind it differs from the one that was "
-        f"kept by {error:.2g}, relatively; the tolerance is {tolerance:.2g}. Keep a state every "
-        f"{max(shorter, 1)} blocks (checkpoint_every), shorten the steps, use float64, or set "
-        "stored=True. Blocks that are random (dropout), or were changed after the forward pass, "
-        "cannot be inverted at all"
-    )

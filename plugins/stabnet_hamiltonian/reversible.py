@@ -10,8 +10,9 @@ values come in pairs :math:`(s, 1/s)`. So the first state is found up to
 :math:`c\,\varepsilon \prod_i \|J\Phi_i\|`, with the machine precision ε. The product is far above
 what happens, since the directions of these norms seldom line up, so nothing is decided by it;
 :func:`stabnet_hamiltonian.reconstruction_error` computes both. Instead every state that was kept
-is compared with its reconstruction, and the backward pass refuses to return gradients where they
-differ by more than a tolerance; it goes on from the state that was kept.
+is compared with its reconstruction, the worst of those since the last that was kept unless errors
+shrink on the way. No gradient is returned where they differ by more than a tolerance: more states
+are kept, or the backward pass is refused.
 
 References:
     Gomez, Ren, Urtasun, Grosse: "The reversible residual network", 2017. [SNN] section 4.
@@ -20,6 +21,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias, cast, final
 
 import torch
@@ -31,7 +33,8 @@ from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Block, Features, Invertible
 from stabnet.values import flag, number, whole
 
-from .reversal import Chain, Reversal
+from .reversal import Reversal
+from .walk import Chain, distinct
 
 __all__ = ["Part", "Reversible", "reversible"]
 
@@ -84,20 +87,28 @@ class Reversible(Block):
     evaluation, others by two. Under transforms of ``torch.func``, in compiled and in exported
     programs, activations are stored.
 
+    Blocks must map the same state to the same state in both passes: those that draw random numbers
+    are refused, and so are parameters that were changed in between. Batch statistics are recorded
+    once. Backward hooks of the blocks do not run, those of parameters do.
+
     Args:
         blocks: at least one, each taking the states that the one before it returns.
         stored: whether activations are stored after all, as in a :class:`stabnet.Stack`. The
             attribute may be changed at any time.
         checkpoint_every: number of blocks between states that are kept: the more are, the shorter
-            are the reconstructions. ``None`` to keep the first and the last state only.
+            are the reconstructions. ``None`` to keep the first and the last state only, until a
+            backward pass misses the tolerance: it warns, is repeated from the first state with as
+            many as it takes, and ``spacing`` of later passes is that.
         tolerance: largest accepted difference of a reconstruction to the state that was kept,
-            relative to the larger one of that state and the one it was reconstructed from;
-            ``None`` for ``ε^(2/3)``, or the precision of autocast. Gradients are more sensitive
-            than states: a hundred times as large an error is common.
+            relative to the size of the states there; ``None`` for ``ε^(2/3)``, or the precision of
+            autocast. Gradients are more sensitive than states: a hundred times as large an error
+            is common.
 
     Attributes:
         blocks: the blocks.
         out_shape: shape of one outgoing state.
+        spacing: number of blocks between states that are kept where ``checkpoint_every`` is
+            ``None``; ``None`` for all of them.
 
     Raises:
         InvalidOptionError: if there is no block, one has no inverse or does not take the states of
@@ -122,6 +133,7 @@ class Reversible(Block):
             None if checkpoint_every is None else whole("checkpoint_every", checkpoint_every, 1)
         )
         self.tolerance = None if tolerance is None else number("tolerance", tolerance, above=0)
+        self.spacing: int | None = None
 
     def forward(
         self, z: Float[Tensor, "batch ..."], u: Features = None
@@ -138,12 +150,13 @@ class Reversible(Block):
             )
         traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if not (self.stored or traced) and torch.is_grad_enabled():
+            chain = self._chain()
+            named = chain.parameters()
             features = () if u is None else u if isinstance(u, tuple) else (u,)
-            arguments = (z, *features, *self.blocks.parameters())
+            arguments = (z, *features, *distinct(named))
             if any(a.requires_grad for a in arguments):
-                every = self.checkpoint_every or len(self.blocks)
-                chain = Chain(self.blocks, every, self.tolerance, isinstance(u, tuple))
-                return cast("Tensor", Reversal.apply(chain, *arguments))
+                several = isinstance(u, tuple)
+                return cast("Tensor", Reversal.apply(chain, named, several, *arguments))
         for block in self.blocks:
             z = block(z, u)
         return z
@@ -155,6 +168,13 @@ class Reversible(Block):
         for block in reversed(self.blocks):
             z = cast("Invertible", block).inverse(z, u)
         return z
+
+    def _chain(self) -> Chain:
+        """Return what the backward pass needs to know, with options as they are now."""
+        if self.checkpoint_every is not None:
+            return Chain(self.blocks, self.checkpoint_every, self.tolerance, None)
+        every = self.spacing or len(self.blocks)
+        return Chain(self.blocks, every, self.tolerance, partial(setattr, self, "spacing"))
 
     def extra_repr(self) -> str:
         """Return the options that matter."""

@@ -42,7 +42,7 @@ def has_closed_form(energy: LayerEnergy, x: Tensor) -> bool:
     """Return whether :func:`layer_gradient` covers the energy, at states of this kind."""
     # Of weights that are computed from others, by a parametrization, autograd knows the gradients;
     # and it is autograd that follows the casts of autocast.
-    own = energy._parameters.keys() == {"weight", "bias"}
+    own = "weight" in energy._parameters and "bias" in energy._parameters
     autocast = torch.is_autocast_enabled(x.device.type)
     return own and energy.activation in _ACTIVATIONS and not autocast
 
@@ -77,7 +77,7 @@ def layer_gradient(
         found: list[Tensor | None] = []
         for other in others:
             if other is weight:
-                found.append(_outer(delta, x, weight) + _outer(y, g, weight))
+                found.append(_products(delta, x, y, g, weight))
             else:
                 found.append(delta.sum((0, *range(2, delta.ndim))) if other is bias else None)
         return towards, *found
@@ -85,9 +85,11 @@ def layer_gradient(
     return value, pull
 
 
-def _outer(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient of ``⟨y, Ax⟩`` in the weights of ``A``."""
+def _products(delta: Tensor, x: Tensor, y: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of ``⟨δ, Ax⟩ + ⟨y, Ag⟩`` in the weights of ``A``."""
     if weight.ndim == 2:
-        return y.t() @ x
-    found: Tensor = conv2d_weight(x, weight.shape, y, padding=weight.shape[-1] // 2)
+        return torch.addmm(delta.t() @ x, y.t(), g)
+    # As one batch: one convolution over twice as many images takes less time than two.
+    images, padding = torch.cat([x, g]), weight.shape[-1] // 2
+    found: Tensor = conv2d_weight(images, weight.shape, torch.cat([delta, y]), padding=padding)
     return found

@@ -104,6 +104,7 @@ class Hamiltonian(Block):
         if number("step_size", step_size) == 0:
             raise InvalidOptionError("step_size=0 makes the block the identity; choose another")
         self.scheme, self.step_size = scheme, float(step_size)
+        self._moves = SCHEMES[scheme]  # older compilers can't look it up
         self.time = number("time", time)
 
     def forward(
@@ -115,9 +116,9 @@ class Hamiltonian(Block):
             InvalidInputError: for states of another shape.
         """
         self._check(z)
-        field, scheme = self.vector_field, SCHEMES[self.scheme]
+        field = self.vector_field
         assert is_separable(field)
-        return step(scheme, field, self.time, z, self.step_size, self._features(u))
+        return step(self._moves, field, self.time, z, self.step_size, self._features(u))
 
     def inverse(
         self, z: Float[Tensor, "batch ..."], u: Features = None
@@ -128,9 +129,9 @@ class Hamiltonian(Block):
             InvalidInputError: for states of another shape.
         """
         self._check(z)
-        field, scheme = self.vector_field, SCHEMES[self.scheme]
+        field = self.vector_field
         assert is_separable(field)
-        return inverse_step(scheme, field, self.time, z, self.step_size, self._features(u))
+        return inverse_step(self._moves, field, self.time, z, self.step_size, self._features(u))
 
     def inverse_with_vjp(
         self, z: Float[Tensor, "batch ..."], u: Features = None
@@ -154,10 +155,10 @@ class Hamiltonian(Block):
         self._check(z)
         given = () if u is None else u if isinstance(u, tuple) else (u,)
         others = [t for t in (*given, *self.parameters()) if t.requires_grad]
-        field, scheme = self.vector_field, SCHEMES[self.scheme]
+        field = self.vector_field
         assert is_separable(field)
         return inverse_step_with_vjp(
-            scheme, field, self.time, z, self.step_size, self._features(u), others
+            self._moves, field, self.time, z, self.step_size, self._features(u), others
         )
 
     def guarantees(self) -> list[Guarantee]:
