@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InvalidInputError
 from ..interfaces import Features
 from ..model import StabilityModel
-from .layers import inspected
+from .layers import inspected, usable
 
 __all__ = ["gradient_norms"]
 
@@ -54,7 +54,7 @@ def gradient_norms(
             # A layer that ignores its state cuts the gradient off, but not that behind it.
             states.append(z if z.requires_grad else z.requires_grad_())
         outputs = model.read(states[-1]) if isinstance(model, StabilityModel) else states[-1]
-        value = loss(outputs, y)
+        value = loss(outputs, usable(y))
         if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InvalidInputError(

@@ -220,16 +220,19 @@ def _power_iteration(
     v = _unit(torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device))
     for _ in range(iterations):
         v = _unit(at.pull(_unit(push(v))))
-    return at.out, push(v).flatten(1).norm(dim=1)
+    return at.out, _lengths(push(v))
 
 
 def _unit(v: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
     """Return vectors of length one, and zero for zero."""
+    lengths = _lengths(v)
+    return v / torch.where(lengths == 0, 1, lengths).view(-1, *[1] * (v.ndim - 1))
+
+
+def _lengths(v: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
+    """Return the norm of each vector; squares of its entries might be out of range."""
     flat = v.flatten(1)
-    # Squares of small entries would underflow.
-    flat = flat / _nonzero(flat.abs().amax(1, keepdim=True))
-    return (flat / _nonzero(flat.norm(dim=1, keepdim=True))).view_as(v)
-
-
-def _nonzero(size: Tensor) -> Tensor:
-    return torch.where(size == 0, 1, size)
+    largest = flat.abs().amax(1)
+    scale = torch.where(largest == 0, 1, largest)
+    lengths: Tensor = scale * torch.linalg.vector_norm(flat / scale[:, None], dim=1)
+    return lengths

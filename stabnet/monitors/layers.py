@@ -17,7 +17,7 @@ from ..interfaces import Block, Dynamics, Features, Solution, State, is_composed
 from ..model import StabilityModel
 from ..stack import Stack
 
-__all__ = ["Layer", "Start", "inspected"]
+__all__ = ["Layer", "Start", "inspected", "usable"]
 
 
 @final
@@ -40,6 +40,11 @@ class Layer:
 
     def __str__(self) -> str:
         return f"{self.name} ({type(self.module).__name__})"
+
+
+def usable(t: Tensor) -> Tensor:
+    """Return a tensor for a graph of its own, which those made in inference mode cannot be in."""
+    return t.clone() if t.is_inference() else t.detach()
 
 
 class Start(NamedTuple):
@@ -84,8 +89,7 @@ def inspected(model: nn.Module, x: Tensor, u: Features) -> Iterator[Start]:
         seeded(0, x.device),
     ):
         model.eval()
-        # Tensors made in inference mode can take no part in what is differentiated.
-        x, u = pytree.tree_map_only(Tensor, _usable, (x, u))
+        x, u = pytree.tree_map_only(Tensor, usable, (x, u))
         if isinstance(model, StabilityModel):
             u = model.features(x)
             z = _tensor(u, f"before {layers[0]}")
@@ -144,7 +148,3 @@ def _tensor(state: State | None, where: str) -> Tensor:
             "single tensors"
         )
     return state
-
-
-def _usable(t: Tensor) -> Tensor:
-    return t.clone() if t.is_inference() else t.detach()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ __all__ = ["layer_curves"]
 def layer_curves(
     monitored: Sequence[Mapping[str, Any]], name: str, *, label: str | None = None
 ) -> Figure:
-    """Plot a value of every layer over the steps of a training, colored by depth.
+    """Plot a value of every layer over the steps of a training, colored by depth from 0 on.
 
     Values are on a logarithmic scale if all of them are positive. Where one is missing (``None``,
     NaN or infinite) its line has a gap.
@@ -58,8 +58,8 @@ def layer_curves(
             )
     steps = [r["step"] for r in records]
     depth = len(sizes[0])
-    colors = ScalarMappable(BoundaryNorm(np.arange(depth + 1) + 0.5, 256), colormaps["viridis"])
-    shades = colors.to_rgba(np.arange(1, depth + 1))
+    colors = ScalarMappable(Normalize(-0.5, depth - 0.5), colormaps["viridis"])
+    shades = colors.to_rgba(np.arange(depth))
     figure, (panel,) = new_figure()
     marker = "." if len(steps) == 1 else ""
     for i in range(depth):
@@ -71,7 +71,7 @@ def layer_curves(
         panel.set_yscale("log")
     panel.set(xlabel="step", ylabel=name if label is None else label)
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    bar = figure.colorbar(colors, ax=panel, ticks=MaxNLocator(6, integer=True))
+    bar = figure.colorbar(colors, ax=panel, ticks=MaxNLocator(6, integer=True, min_n_ticks=1))
     bar.set_label("layer")
     return figure
 
