@@ -32,7 +32,7 @@ import math
 import os
 import platform
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,10 +118,6 @@ class Problem:
         """Return the gradients of the states and of all parameters."""
         return torch.autograd.grad(forward(), (self.z, *self.parameters), self.gradient)
 
-    def steps(self) -> dict[str, Run]:
-        """Return a training step in all ways."""
-        return {name: partial(self.step, forward) for name, forward in self.ways().items()}
-
 
 def saved_bytes(forward: Callable[[], Tensor], parameters: list[Tensor]) -> int:
     """Return how much autograd holds for the backward pass of a function, parameters left out.
@@ -164,21 +160,19 @@ def measure(case: Case, depth: int, device: torch.device, repeats: int) -> dict[
     """Return saved bytes and, where the case wants them, peaks and times of all ways."""
     problem = Problem(case, depth, device, torch.float32)
     ways, parameters = problem.ways(), problem.parameters
-    saved = {name: saved_bytes(forward, parameters) for name, forward in ways.items()}
-    row = {
-        "depth": depth,
-        "saved": saved,
-        "parameters": sum(p.untyped_storage().nbytes() for p in parameters),
-    }
+    row: dict[str, Any] = {"depth": depth}
+    row["parameters"] = sum(p.untyped_storage().nbytes() for p in parameters)
     if depth in case.timed:
-        steps = problem.steps()
+        steps = {name: partial(problem.step, forward) for name, forward in ways.items()}
         # The first of two calls within is what warms everything up.
         row["peak"] = {name: peak_bytes(step, device) for name, step in steps.items()}
         row["seconds"] = in_turn(steps, device, repeats)
+    # Last, for a backward pass makes a chain keep more states where rounding would spoil it.
+    row["saved"] = {name: saved_bytes(forward, parameters) for name, forward in ways.items()}
     return row
 
 
-def in_turn(runs: dict[str, Run], device: torch.device, repeats: int) -> dict[str, list[float]]:
+def in_turn(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, list[float]]:
     """Return the times of several runs in turn, so that what slows one slows all."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
