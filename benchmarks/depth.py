@@ -186,8 +186,8 @@ def cases(quick: bool) -> list[Case]:
     euler, leapfrog = "symplectic_euler", "leapfrog"
     if quick:
         few = (4, 8)
-        shapes: tuple[tuple[int, ...], ...] = ((4,), (2, 3, 3))
-        return [Case(shape, 3, way, few, few, 8) for way in (euler, leapfrog) for shape in shapes]
+        shapes: tuple[tuple[int, ...], ...] = ((16,), (4, 4, 4))
+        return [Case(shape, 64, way, few, few, 8) for way in (euler, leapfrog) for shape in shapes]
     return [
         Case((64,), 128, euler, compared=max(DEPTHS)),
         Case((512,), 128, euler, timed=(50, 100)),
