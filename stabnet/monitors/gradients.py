@@ -52,7 +52,7 @@ def gradient_norms(
         for layer in layers:
             z = layer(states[-1], features)
             # A layer that ignores its state cuts the gradient off, but not that behind it.
-            states.append(z if z.requires_grad else z.requires_grad_())
+            states.append(z if z.requires_grad else z.detach().requires_grad_())
         outputs = model.read(states[-1]) if isinstance(model, StabilityModel) else states[-1]
         value = loss(outputs, usable(y))
         if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):

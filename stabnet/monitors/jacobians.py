@@ -73,7 +73,8 @@ def jacobian_norms(
 
     By power iteration on :math:`J_i^\top J_i`, for states of any size. Its start is random but the
     same in every call. The estimate is a lower bound, up to rounding, and nothing more: it may miss
-    a direction that is stretched further.
+    a direction that is stretched further. Products with the Jacobian are those with the transpose,
+    differentiated: a layer must allow second derivatives.
 
     Args:
         model: a :class:`stabnet.StabilityModel` or a :class:`stabnet.interfaces.Block`.

@@ -35,6 +35,7 @@ class Layer:
 
     def __call__(self, z: Tensor, u: Features) -> Tensor:
         """Return the state behind the layer."""
+        z = z.clone()  # which the layer may change in place
         out = self.module(z) if isinstance(self.module, Dynamics) else self.module(z, u)
         return _tensor(out.state if isinstance(out, Solution) else out, f"behind {self}")
 

@@ -131,3 +131,23 @@ def test_a_dynamics_within_a_stack_is_driven_by_the_state_before_it():
     # Within the inner stack the features are its driving state: z ↦ 2z + z.
     torch.testing.assert_close(first, torch.ones(2, 3))
     torch.testing.assert_close(second, torch.full((2, 3), 3.0))
+
+
+class InPlace(Block):
+    state_shape = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.vector_field = Spring()
+
+    def forward(self, z, u=None):
+        return z.mul_(3)
+
+
+def test_layers_may_change_their_states_in_place():
+    x = torch.ones(1, 2)
+    net = stack(InPlace(), InPlace(), in_shape=(2,))
+    assert [s.tolist() for s in singular_values(net, x)] == [[[3.0, 3.0]]] * 2
+    assert gradient_norms(net, x, x, lambda z, y: z[0, 0]).tolist() == [9.0, 3.0, 1.0]
+    assert energy_changes(net, x).tolist() == [[8.0], [72.0]]
+    assert torch.equal(x, torch.ones(1, 2))

@@ -15,6 +15,11 @@ from training_stand_ins import OPTIONS, Loss, TinyData, make_model
 from stabnet.training import evaluate, fit, step_size_sensitivity
 from stabnet.training.accelerator import make_accelerator
 
+
+def weight(model):
+    return {"weight": model.head.linear.weight.tolist()}
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -29,6 +34,7 @@ if __name__ == "__main__":
         flows, batches(batch_size=4), samples=17, accelerator=accelerator
     )
     options = {**OPTIONS, "batch_size": 4, "objective": Loss(), "run_dir": folder / "run"}
+    options |= {"monitor": weight, "monitor_every": 4}
     cut = fit(make_model(), data, **options, time_limit=1e-6)
     result = fit(make_model(), data, **options, resume=True)
     whole = fit(make_model(), data, **{**options, "run_dir": folder / "whole"})
@@ -46,6 +52,8 @@ if __name__ == "__main__":
         ),
         "weights": {name: t.tolist() for name, t in whole.model.state_dict().items()},
         "test": whole.test,
+        "monitored": whole.monitored,
+        "resumed_monitored": result.monitored,
     }
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(out))
     torch.distributed.destroy_process_group()

@@ -45,6 +45,11 @@ def test_two_processes_evaluate_exactly_and_agree_on_weights_and_resume(tmp_path
     assert first["processes"] == 2
     assert not first["cut"]
     assert first["resumed_like_whole"]
+    # 44 samples in batches of 4, shared by two processes: six steps an epoch.
+    assert [r["step"] for r in first["monitored"]] == [0, 4, 8, 12, 16, 18]
+    assert first["resumed_monitored"] == first["monitored"]
+    lines = (tmp_path / "whole" / "monitor.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == first["monitored"]
     loader = TinyData().loader("test", batch_size=21, shuffle=False, augment=False)
     alone = evaluate(make_model(), loader, Loss())
     assert first["evaluated"] == pytest.approx(alone, rel=1e-6)
