@@ -41,7 +41,7 @@ def reconstruction_error(
 
     .. math:: \frac{\|\tilde z_0 - z_0\|}{\max_i \|z_i\|} \le c\,\varepsilon \prod_i \|J\Phi_i\|,
 
-    to first order, where ``c`` is that of one block's roundings; in tests it is below 10. The bound
+    to first order, where ``c`` is that of one block's roundings; in tests it is below 2. The bound
     is pessimistic: its logarithm grows with the number of blocks even where errors do not. Norms
     are estimated from below, see :func:`stabnet.monitors.jacobian_norms`.
 
@@ -61,5 +61,6 @@ def reconstruction_error(
     found = chain.inverse(states[-1], u)
     # In double precision: squares and products may leave the range of the numbers.
     size = torch.stack([x.flatten(1).double().norm(dim=1) for x in states]).amax(0)
-    error = (found - z).flatten(1).double().norm(dim=1) / size
+    difference = (found - z).flatten(1).double().norm(dim=1)
+    error = torch.where(difference == 0, difference, difference / size)
     return Reconstruction(error, torch.finfo(z.dtype).eps * norms.double().prod(0), norms)
