@@ -134,10 +134,12 @@ def _flattened(name: str, part: nn.Module) -> Iterator[Layer]:
 
 def _check_states(block: nn.Module, z: Tensor) -> None:
     shape = tuple(block.state_shape)  # type: ignore[arg-type]
-    if tuple(z.shape[1:]) != shape or not z.is_floating_point():
+    dtypes = [p.dtype for p in block.parameters() if p.is_floating_point()]
+    own = next(iter(dtypes), z.dtype)
+    if tuple(z.shape[1:]) != shape or not z.is_floating_point() or z.dtype != own:
         raise InvalidInputError(
             f"states have shape {tuple(z.shape)} and dtype {z.dtype}; {type(block).__name__} takes "
-            f"(batch, {', '.join(map(str, shape))}), floating point"
+            f"(batch, {', '.join(map(str, shape))}), {own if dtypes else 'floating point'}"
         )
     check_finite(z, "the batch of states")
 

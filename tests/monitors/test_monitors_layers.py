@@ -69,6 +69,10 @@ def test_inputs_that_the_model_does_not_take_are_refused(name):
                 EVERY[name](m, x)
     with pytest.raises(stabnet.InvalidInputError, match="tensor"):
         EVERY[name](net, [[0.0, 0.0]])
+    chain = Chain(Linear(torch.eye(2)), SpringStep(0.1))
+    for m in (stack(chain, in_shape=(2,)), chain):
+        with pytest.raises(stabnet.InvalidInputError, match=r"float64.*float32"):
+            EVERY[name](m, torch.zeros(2, 2).double())
 
 
 @pytest.mark.parametrize("name", EVERY)
