@@ -127,6 +127,7 @@ def test_claim_of_symplecticity_is_open_for_a_field_that_is_not_known_to_be_hami
     assert [g.status for g in Hamiltonian(Damped()).guarantees()][1] == "conditional"
     statuses = {g.status for g in Hamiltonian(field("dense-tanh")).guarantees()}
     assert statuses == {"by construction"}
+    assert [g.status for g in Hamiltonian(field("potential")).guarantees()][1] == "conditional"
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,18 @@ def test_states_of_another_shape_are_refused(field):
 
 def test_guarantees_are_of_the_state_and_of_the_exact_flow(field):
     claims = field.guarantees()
-    assert [g.status for g in claims] == ["by construction"] * 2
+    known = not any(isinstance(m, stabnet.interfaces.Potential) for m in field.modules())
+    assert {g.status for g in claims} == {"by construction" if known else "conditional"}
     assert any("MᵀJM = J" in g.formula for g in claims)
     assert all(any("flow is exact" in a for a in g.assumptions) for g in claims)
+
+
+def test_guarantees_say_what_they_need_of_relus_and_of_potentials():
+    relu = SeparableHamiltonian((4,), activation="relu").guarantees()[0]
+    assert any("almost every state" in a for a in relu.assumptions)
+    given = HamiltonianField((4,), potential="icnn").guarantees()[0]
+    assert "twice differentiable" in given.detail
+    assert "batch normalization" in given.detail
 
 
 def test_separable_field_is_that_of_the_chapter():

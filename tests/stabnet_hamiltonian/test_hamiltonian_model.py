@@ -14,9 +14,16 @@ def image_net(**options):
     return stabnet.build("hamiltonian_net", **chosen).double()
 
 
-def test_map_from_the_first_state_to_the_last_is_symplectic():
+@pytest.mark.parametrize("steps", [0, 30])
+def test_map_from_the_first_state_to_the_last_is_symplectic(steps):
     net = image_net(step_size=0.5)
-    x = torch.rand(1, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(4, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+    x = x[:1]
     states = net.solve(x)
     _, *stages = net.dynamics.stages
     first = states.stages[0].state

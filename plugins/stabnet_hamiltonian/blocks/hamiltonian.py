@@ -13,6 +13,7 @@ from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Block, Features, Guarantee, VectorField
 from stabnet.values import number
 
+from ..fields._guarantees import symplectic_status
 from ..fields.separable_hamiltonian import SeparableHamiltonian
 from ..scheme import SCHEMES, inverse_step, is_separable, step
 from .fused import Pull, inverse_step_with_vjp
@@ -163,15 +164,21 @@ class Hamiltonian(Block):
 
     def guarantees(self) -> list[Guarantee]:
         """Return that the block is invertible and, for a Hamiltonian field, symplectic."""
-        known = isinstance(self.vector_field, SeparableHamiltonian)
-        exact = ("exact arithmetic, up to rounding",)
+        field, exact = self.vector_field, "exact arithmetic, up to rounding"
+        if isinstance(field, SeparableHamiltonian):
+            status, assumptions, detail = symplectic_status(
+                field.kinetic_potential, field.potential
+            )
+        else:
+            needs = "velocity and force are gradients in the state, and differentiable"
+            status, assumptions, detail = "conditional", (needs,), f"open to the block: {needs}"
         return [
             Guarantee(
                 claim="the block is a bijection of its states, with an explicit inverse",
                 formula="Φ⁻¹(Φ(z)) = z",
                 source="[SNN] (27)–(28): moves of q given p, and of p given q",
                 status="by construction",
-                assumptions=exact,
+                assumptions=("velocity and force are functions: nothing in them is random", exact),
             ),
             Guarantee(
                 claim="the Jacobian of the block in the state is symplectic: its singular values "
@@ -179,9 +186,9 @@ class Hamiltonian(Block):
                 "unlucky direction may still shrink)",
                 formula="MᵀJM = J, ‖M‖₂ ≥ 1",
                 source="[SNN] (22)–(23)",
-                status="by construction" if known else "conditional",
-                assumptions=("velocity and force are gradients, and differentiable", *exact),
-                detail="" if known else "open: that velocity and force are gradients",
+                status=status,
+                assumptions=(*assumptions, exact),
+                detail=detail,
             ),
         ]
 

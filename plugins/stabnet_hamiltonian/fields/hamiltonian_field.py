@@ -83,4 +83,4 @@ class HamiltonianField(VectorField):
 
     def guarantees(self) -> list[Guarantee]:
         """Return what holds of the exact flow."""
-        return flow_guarantees("[SNN] (22)–(24)")
+        return flow_guarantees("[SNN] (22)–(24)", self.potential)

@@ -107,4 +107,4 @@ class SeparableHamiltonian(VectorField):
 
     def guarantees(self) -> list[Guarantee]:
         """Return what holds of the exact flow."""
-        return flow_guarantees("[SNN] (22)–(24)")
+        return flow_guarantees("[SNN] (22)–(24)", self.kinetic_potential, self.potential)

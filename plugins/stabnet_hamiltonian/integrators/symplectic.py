@@ -133,7 +133,10 @@ class SymplecticIntegrator(Integrator):
 
     def guarantees(self) -> list[Guarantee]:
         """Return that steps are symplectic for velocities and forces that are gradients."""
-        needs = "velocity and force are gradients in the state, as in 'separable_hamiltonian'"
+        needs = (
+            "velocity and force are gradients in the state, and differentiable, as those of "
+            "'separable_hamiltonian' are"
+        )
         return [step_guarantee(needs, "[SNN] (22)–(23), (27)–(28); compositions are symplectic")]
 
     def extra_repr(self) -> str:

@@ -42,9 +42,10 @@ def hamiltonian_net(
     Inputs are lifted to states ``(q, p)`` by zeros; blocks :math:`\Phi_i` follow, each one step of
     a symplectic scheme on a field of its own; the head reads off the last state. Images are halved
     between resolutions by turning patches of 2 × 2 pixels into channels, the same orthogonal map
-    for ``q`` and ``p``, which is symplectic too. So every Jacobian from one state to a later one is
-    symplectic, and has an operator norm of at least 1. In training, states are recomputed by
-    inverting the blocks: memory grows with the number of resolutions, not with that of blocks.
+    for ``q`` and ``p``, which is symplectic too. So where fields are Hamiltonian, every Jacobian
+    from one state to a later one is symplectic, and has an operator norm of at least 1. In
+    training, states are recomputed by inverting the blocks: memory grows with the number of
+    resolutions, not with that of blocks.
 
     >>> import stabnet
     >>> net = stabnet.build("hamiltonian_net", in_shape=(2,), num_outputs=2, width=4)
@@ -61,8 +62,8 @@ def hamiltonian_net(
         scheme: ``"symplectic_euler"``, ``"leapfrog"`` or ``"yoshida4"``.
         step_size: ``h``, not zero.
         stored: whether activations are stored instead of recomputed.
-        checkpoint_every: number of blocks between states that are kept; see
-            :class:`stabnet_hamiltonian.Reversible`.
+        checkpoint_every: number of blocks between states that are kept, as few as it takes if
+            ``None``; see :class:`stabnet_hamiltonian.Reversible`.
         tolerance: relative error of a recomputed state that is accepted; see there.
         head: maps the final state to outputs.
         mean: mean per channel, for normalization inside the model.
