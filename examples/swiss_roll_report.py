@@ -88,7 +88,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"and times of all seeds the least is 1 {sign} {abs(norm - 1):.1e}."
     )
     ratios = [
-        f"{min(found):.1g} to {max(found):.1g} ({label})"
+        f"{min(found):.2g} to {max(found):.2g} ({label})"
         for label, found in grouped(rows, "gradient at the start").items()
     ]
     sentences.append(
