@@ -336,6 +336,25 @@ def test_implicit_midpoint_says_where_no_midpoint_was_found():
         integrator(Stiff(), torch.ones(2, 4), (0.0, 1.0))
 
 
+def test_implicit_midpoint_under_vmap_is_nan_where_no_midpoint_was_found():
+    class Stiff(VectorField):
+        state_shape, feature_shape = (2,), ()
+
+        def forward(self, t: float | Tensor, z: Tensor, u: object = None) -> Tensor:
+            return torch.where(z.abs() > 1, 1e3 * torch.sin(1e3 * z), -z)
+
+    solver = {"name": "picard", "tolerance": 1e-6, "max_evaluations": 30, "fixed_iterations": True}
+    integrator, field = ImplicitMidpoint(0.25, solver), Stiff()
+
+    def carried(z: Tensor) -> Tensor:
+        return integrator(field, z, (0.0, 0.5)).states[-1]
+
+    z = torch.tensor([[0.5, 0.2], [2.0, 0.1], [-0.1, 0.3]], dtype=torch.float64)
+    found = torch.vmap(lambda z: carried(z[None])[0])(z)
+    torch.testing.assert_close(found[::2], carried(z[::2]))
+    assert found[1].isnan().all()
+
+
 def test_implicit_midpoint_takes_a_solver_of_the_registry():
     z, loose = _random(2, 4) + 2, {"name": "picard", "tolerance": 1e-3}
     exact = ImplicitMidpoint(0.1)(Kepler(), z, (0.0, 1.0))

@@ -84,7 +84,9 @@ class ImplicitMidpoint(Integrator):
 
         Raises:
             InvalidInputError: for a field that is no module, or times that are not as described.
-            ConvergenceError: if a midpoint was not found to the solver's tolerance.
+            ConvergenceError: if a midpoint was not found to the solver's tolerance. Under
+                transforms of ``torch.func`` the states of such a sample are NaN instead; ``vmap``
+                needs a solver with fixed iterations.
         """
         if not isinstance(vector_field, nn.Module):
             raise InvalidInputError(
@@ -107,15 +109,20 @@ class ImplicitMidpoint(Integrator):
                 nfe += solution.nfe
                 converged = converged & cast("Tensor", solution.converged)
             states.append(z)
+        found = torch.stack(states)
+        if torch._C._are_functorch_transforms_active():
+            # What is mapped over a batch cannot be looked at.
+            lost = ~converged.view(-1, *[1] * (z0.ndim - 1))
+            return Trajectory(torch.where(lost, torch.nan, found), nfe)
         # One look at the end: a step may go on from a midpoint that was not found.
-        if not torch.compiler.is_compiling() and not bool(converged.all()):
+        if not bool(converged.all()):
             raise ConvergenceError(
                 f"implicit_midpoint found no midpoint for {int((~converged).sum())} of "
                 f"{len(converged)} samples with step_size={self.step_size:g}; take shorter steps "
                 "(h times the field's Lipschitz constant below 2), more evaluations, or a "
                 "tolerance within the rounding of the field"
             )
-        return Trajectory(torch.stack(states), nfe)
+        return Trajectory(found, nfe)
 
     def guarantees(self) -> list[Guarantee]:
         """Return that steps are symplectic for Hamiltonian fields."""
