@@ -264,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "training images": len(data.train),
+        "pool": POOL[args.data],
         "state": data.dataset.in_shape[0],
         "rows": [remembered(label, data, args) for label in LABELS],
     }
