@@ -176,8 +176,8 @@ def _reading(ours: dict, other: dict, record: dict) -> list[str]:
         f"{'more' if difference > 0 else 'less'} test accuracy than the ResNet, of one training "
         "each: how much that varies was not measured. The ResNet took "
         f"{other['CPU seconds'] / ours['CPU seconds']:.2f} times the CPU time: one of its layers "
-        "takes two products with a matrix, one of the Hamiltonian net four with matrices of a "
-        "quarter of the size, which are repeated on the way back.",
+        "takes two products with a matrix, one of the Hamiltonian net four with as large ones, "
+        "which are repeated on the way back.",
     ]
     if options["data"] == "mnist" and options["depth"] >= 1000:
         lines += ["", _verdict(ours)]
