@@ -62,11 +62,26 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Tethered(stabnet.interfaces.Potential):
+    """A spring to the features that grows weaker with the distance, with weights."""
+
+    def __init__(self, state_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.state_shape = state_shape
+        self.weight = nn.Parameter(torch.rand(state_shape) + 0.5)
+
+    def forward(self, z: Tensor, context: stabnet.interfaces.Context | None = None) -> Tensor:
+        distance = 1 + (self.weight * (z - context.features)).square().sum(-1)
+        return distance.sqrt() - 1
+
+
 FIELDS = {
     "dense": lambda: SeparableHamiltonian((6,), hidden=5),
     "conv": lambda: SeparableHamiltonian((2, 2, 2), activation="sin"),
     "potentials": lambda: SeparableHamiltonian((4,), None, "quadratic", "icnn"),
+    "features": lambda: SeparableHamiltonian((4,), (2,), potential=Tethered((2,))),
     "kepler": Kepler,
+    "general_features": lambda: HamiltonianField((4,), (4,), potential=Tethered((4,))),
     "general": lambda: HamiltonianField((6,)),
     "general_potential": lambda: HamiltonianField((4,), potential="icnn"),
 }
@@ -77,9 +92,16 @@ CASES = [
 ]
 
 
+def _driving(field: VectorField, batch: int) -> Tensor | None:
+    """Return features for a field that has them."""
+    return _random(batch, *field.feature_shape, seed=4) if field.feature_shape else None
+
+
 def _jacobian(integrator: nn.Module, field: VectorField, z: Tensor) -> Tensor:
+    u = _driving(field, len(z))
+
     def carried(z: Tensor) -> Tensor:
-        return integrator(field, z, (0.0, 0.5)).states[-1]
+        return integrator(field, z, (0.0, 0.5), u).states[-1]
 
     return torch.autograd.functional.jacobian(carried, z).reshape(z.numel(), z.numel())
 
@@ -98,9 +120,10 @@ def _train(field: VectorField, integrator: nn.Module) -> None:
     rate = 0.03 if isinstance(integrator, ImplicitMidpoint) else 0.1
     optimizer = torch.optim.Adam(field.parameters(), lr=rate)
     z, target = _random(3, *field.state_shape), _random(3, *field.state_shape, seed=1)
+    u = _driving(field, 3)
     for _ in range(24):
         optimizer.zero_grad()
-        (integrator(field, z, (0.0, 0.5)).states[-1] - target).square().sum().backward()
+        (integrator(field, z, (0.0, 0.5), u).states[-1] - target).square().sum().backward()
         optimizer.step()
 
 
