@@ -106,7 +106,7 @@ def least_error(field: stabnet.interfaces.VectorField, x: Tensor) -> float | Non
     vanish on the border of the square, so their distance from f is at least the length of the
     projection of f onto some such w (to the accuracy of the integral as a sum over states).
     """
-    if not isinstance(field, stabnet.interfaces.Descends):
+    if not stabnet.interfaces.is_descending(field):
         return None
     f = system(x)
     value, slope = field.potential.value_and_gradient(x)
@@ -139,7 +139,7 @@ def measure(model: stabnet.StabilityModel, args: argparse.Namespace) -> dict:
     far = far[far.abs().amax(1) > REACH]
     bound, velocity = least_error(field, near), model.velocity(0.0, far)
     own = None
-    if isinstance(field, stabnet.interfaces.Descends):
+    if stabnet.interfaces.is_descending(field):
         own = rises(velocity, field.potential.value_and_gradient(far)[1])
     ends = model.solve(grid(args.starts, FAR), times=(0.0, args.time)).state.norm(dim=1)
     ends = ends.nan_to_num(nan=torch.inf)

@@ -100,10 +100,16 @@ class _FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        z, *arguments = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        z, *arguments = saved
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
-        # What torch traces, or differentiates again, has to be a function of its arguments.
-        functional = is_traced() or torch.is_grad_enabled()
+        # What torch traces, or differentiates again, has to be a function of its arguments; and
+        # what a transform that is over has left behind records nothing.
+        functional = (
+            is_traced()
+            or torch.is_grad_enabled()
+            or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in saved)
+        )
         pull = _pull_functional if functional else _pull_recorded
         with ctx.autocast():
             found = pull(ctx.problem, z, tuple(arguments), wanted, gradients[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeGuard, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from stabnet.interfaces import (
     Potential,
     RightHandSide,
     Trajectory,
+    is_descending,
 )
 from stabnet.values import number, whole
 
@@ -122,7 +123,7 @@ class StableStep(Integrator):
         Raises:
             InvalidInputError: for another field, or times that are not as described.
         """
-        if not _descends(vector_field):
+        if not is_descending(vector_field):
             raise InvalidInputError(
                 f"stable_step needs a field that descends a potential, such as 'projected'; "
                 f"{type(vector_field).__name__} names none. For other fields take 'rk4'"
@@ -252,14 +253,6 @@ class StableStep(Integrator):
     def extra_repr(self) -> str:
         """Return the options."""
         return f"step_size={self.step_size}, scheme={self.scheme!r}"
-
-
-def _descends(field: RightHandSide) -> TypeGuard[Descends]:
-    """Return whether a field descends a potential.
-
-    An ``isinstance`` would evaluate its attributes, and older compilers take it for false.
-    """
-    return hasattr(field, "descent")
 
 
 def _smoothness(field: Descends) -> Tensor | None:

@@ -23,6 +23,7 @@ from .capabilities import (
     Renormalizable,
     Separable,
     is_composed_of_blocks,
+    is_descending,
 )
 from .cell import Cell
 from .dynamics import Dynamics
@@ -76,5 +77,6 @@ __all__ = [
     "Trajectory",
     "VectorField",
     "is_composed_of_blocks",
+    "is_descending",
     "lift_features",
 ]

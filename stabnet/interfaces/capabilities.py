@@ -30,6 +30,7 @@ __all__ = [
     "Renormalizable",
     "Separable",
     "is_composed_of_blocks",
+    "is_descending",
 ]
 
 
@@ -185,9 +186,10 @@ class Descent(NamedTuple):
     rate: Tensor
 
 
-@runtime_checkable
 class Descends(Protocol):
     r"""A vector field that descends a potential, :math:`\nabla V(z)^\top F(t, z, u) \le -\alpha V`.
+
+    Ask :func:`is_descending` for it: ``isinstance`` sees no submodules from Python 3.12 on.
 
     Attributes:
         potential: ``V``.
@@ -207,6 +209,14 @@ class Descends(Protocol):
     def descent(self, t: float | Tensor, z: Tensor, u: Features = None) -> Descent:
         """Evaluate field, potential and the rate of change of the potential, all at once."""
         ...
+
+
+def is_descending(field: object) -> TypeGuard[Descends]:
+    """Return whether a field descends a potential.
+
+    By one attribute: older compilers take an ``isinstance`` with a protocol for false.
+    """
+    return hasattr(field, "descent")
 
 
 @runtime_checkable

@@ -313,6 +313,18 @@ def test_jacobians_of_torch_func_are_those_of_autograd(name):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_a_product_of_torch_func_is_the_same_without_gradients(name):
+    cell, solver = _fixed(name)
+    equilibrium = Equilibrium(cell, solver)
+    out, pull = torch.func.vjp(lambda u: equilibrium(u).state, _features(2, 3).detach())
+    expected = pull(torch.ones_like(out))[0].detach()
+    with torch.no_grad():
+        found = pull(torch.ones_like(out))[0]
+    assert expected.norm() > 0.01
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("name", UNROLLABLE)
 @pytest.mark.parametrize("gradient", ["implicit", "phantom"])
 def test_per_sample_gradients_of_parameters_sum_to_that_of_the_batch(name, gradient):

@@ -7,7 +7,7 @@ import torch
 from stabnet_projection import ICNN, NegativeGradientField, Quadratic
 
 import stabnet
-from stabnet.interfaces import BoundsGrowth, Context, Descends, Potential
+from stabnet.interfaces import BoundsGrowth, Context, Potential, is_descending
 
 
 def _states(count: int, n: int = 3, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_features_as_center_give_each_sample_its_equilibrium():
     field = NegativeGradientField((2, 3), (2, 3), "icnn", center="features").double()
     u = torch.randn(4, 2, 3).double()
     assert not field(0.0, u, u).any()
-    assert isinstance(field, Descends)
+    assert is_descending(field)
 
 
 def test_gradients_are_right():

@@ -10,7 +10,7 @@ from torch import nn
 
 import stabnet
 from stabnet import Flow, InvalidOptionError, StabilityModel
-from stabnet.interfaces import Descends, VectorField
+from stabnet.interfaces import VectorField, is_descending
 from stabnet.values import whole
 
 __all__ = ["stable_dynamics"]
@@ -90,7 +90,7 @@ def stable_dynamics(
     method: Part = "rk4"
     if integrator is not None:
         method = integrator
-    elif isinstance(field, Descends):
+    elif is_descending(field):
         method = {"name": "stable_step", "integrator": "rk4"}
     scheme = stabnet.build(method, kind="integrator")
     backbone = stabnet.build("identity", kind="backbone", in_shape=shape)
