@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +59,12 @@ class Reversal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of all arguments."""
-        _check_usable(ctx)
+        _check_unchanged(ctx)
         chain, count = ctx.chain, -(-len(ctx.chain.blocks) // ctx.chain.every)
         *saved, end = ctx.saved_tensors
         given, kept = saved[:-count], saved[-count:]
+        if torch.is_grad_enabled():
+            return None, None, None, *_differentiable(ctx, kept[0], given, gradients[0])
         features = [f.detach().requires_grad_(f.requires_grad) for f in given]
         leaves = {id(p): _leaf(p) for p in ctx.parameters}
         named = [{name: leaves[id(p)] for name, p in group.items()} for group in ctx.named]
@@ -76,12 +78,7 @@ class Reversal(torch.autograd.Function):
             ):
                 gradient, found = walk(*arguments)
             else:
-                replaced = {
-                    f"blocks.{index}.{name}": leaf
-                    for index, group in enumerate(named)
-                    for name, leaf in group.items()
-                }
-                gradient, found = torch.func.functional_call(walk, replaced, arguments)
+                gradient, found = torch.func.functional_call(walk, _replacing(named), arguments)
         return (
             None,
             None,
@@ -106,20 +103,54 @@ def _random_state(z: Tensor) -> Tensor:
     return torch.cat(states)
 
 
-def _check_usable(ctx: Any) -> None:
-    """Raise :class:`stabnet.StabnetError` where the gradients asked for cannot be computed."""
-    if torch.is_grad_enabled():
-        raise StabnetError(
-            "a gradient through a reversible chain was to be differentiated again "
-            "(create_graph=True); what is recomputed by inverting has no second derivative. Set "
-            "stored=True on the chain"
-        )
+def _check_unchanged(ctx: Any) -> None:
+    """Raise :class:`stabnet.StabnetError` if parameters are not those of the forward pass."""
     if [p._version for p in ctx.parameters] != ctx.versions:
         raise StabnetError(
             "parameters of a reversible chain were changed in place between its forward and its "
             "backward pass, which needs them as they were. Step the optimizer afterwards, or set "
             "stored=True on the chain"
         )
+
+
+@final
+class _Stored(nn.Module):
+    """Blocks in a row; a module, so that their parameters can be replaced."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, z: Tensor, u: Features) -> Tensor:
+        return run(self.blocks, len(self.blocks), z, u)[1]
+
+
+def _differentiable(
+    ctx: Any, z: Tensor, features: list[Tensor], g: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of all arguments as functions of these, from stored activations."""
+    # Aliases, so that hooks of the arguments themselves do not run here.
+    aliases = [t.view_as(t) for t in (z, *features, *ctx.parameters)]
+    z, *rest = aliases
+    u = _packed(rest[: len(features)], ctx.several)
+    own = {id(p): a for p, a in zip(ctx.parameters, rest[len(features) :], strict=True)}
+    named = [{name: own[id(p)] for name, p in group.items()} for group in ctx.named]
+    blocks = ctx.chain.blocks
+    with ctx.autocast(), _frozen_batch_statistics(blocks):
+        out = torch.func.functional_call(_Stored(blocks), _replacing(named), (z, u))
+    wanted = [a for a in aliases if a.requires_grad]
+    found = torch.autograd.grad(out, wanted, g, create_graph=True, allow_unused=True)
+    gradients = {id(a): d for a, d in zip(wanted, found, strict=True)}
+    return tuple(gradients.get(id(a)) for a in aliases)
+
+
+def _replacing(named: Named) -> dict[str, Tensor]:
+    """Return what replaces the parameters of a module with these blocks, by their full names."""
+    return {
+        f"blocks.{index}.{name}": tensor
+        for index, group in enumerate(named)
+        for name, tensor in group.items()
+    }
 
 
 @contextmanager

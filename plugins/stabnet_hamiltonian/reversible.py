@@ -82,10 +82,10 @@ def reversible(
 class Reversible(Block):
     """A chain of invertible blocks whose memory in training does not grow with its length.
 
-    Gradients are those of stored activations, up to the reconstruction's rounding; second
-    derivatives are refused. Blocks with ``inverse_with_vjp`` are inverted and differentiated by one
-    evaluation, others by two. Under transforms of ``torch.func``, in compiled and in exported
-    programs, activations are stored.
+    Gradients are those of stored activations, up to the reconstruction's rounding. Blocks with
+    ``inverse_with_vjp`` are inverted and differentiated by one evaluation, others by two.
+    Activations are stored after all for derivatives of gradients (``create_graph=True``), under
+    transforms of ``torch.func``, and in compiled and exported programs.
 
     Blocks must map the same state to the same state in both passes: those that draw random numbers
     are refused, and so are parameters that were changed in between. Batch statistics are recorded

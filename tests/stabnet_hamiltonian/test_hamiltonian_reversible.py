@@ -169,14 +169,32 @@ def test_transforms_of_torch_func_and_autocast_work():
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
-def test_second_derivatives_are_refused_and_first_ones_with_a_graph_need_stored_states():
-    net, z = chain(2).to(F64), states().requires_grad_()
-    with pytest.raises(stabnet.StabnetError, match="stored=True"):
-        torch.autograd.grad(net(z).sum(), z, create_graph=True)
-    net.stored = True
-    (g,) = torch.autograd.grad(net(z).sum(), z, create_graph=True)
-    g.square().sum().backward()
-    assert z.grad.abs().sum() > 0
+def test_second_derivatives_are_those_of_stored_activations():
+    net, found = chain(3).to(F64), []
+    for stored in (False, True):
+        net.stored = stored
+        for scale in (1, 1.5):
+            z = states().requires_grad_()
+            parameters = {name: scale * p for name, p in net.named_parameters()}
+            out = torch.func.functional_call(net, parameters, (z,))
+            inputs = [z, *net.parameters()]
+            gradients = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+            penalty = sum(g.square().sum() for g in gradients)
+            found.append(torch.autograd.grad(penalty, inputs))
+    for i in (0, 1):
+        for a, b in zip(found[i], found[i + 2], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_second_derivatives_pass_the_check_by_differences():
+    net = chain(2).to(F64)
+    torch.autograd.gradgradcheck(
+        lambda z, *_: net(z), (states()[:1].requires_grad_(), *net.parameters())
+    )
+    u = states(3).requires_grad_()
+    fields = [SeparableHamiltonian((6,), (3,), potential=_Driven((3,))) for _ in range(2)]
+    driven = Reversible([Hamiltonian(f) for f in fields]).to(F64)
+    torch.autograd.gradgradcheck(driven, (states().requires_grad_(), u))
 
 
 def test_parameters_changed_between_the_passes_are_noticed():
