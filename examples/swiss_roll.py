@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[100, 101])
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.01, 0.03])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.01, 0.03, 0.1])
     parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--points", type=int, default=4000, help="for training and validation")
     parser.add_argument("--resolution", type=int, default=200, help="of the boundaries, per side")

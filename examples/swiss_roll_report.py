@@ -148,6 +148,16 @@ def tuned(tuning: Sequence[Mapping[str, Any]]) -> list[str]:
     )
 
 
+def edges(tuning: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which models would perhaps do better at rates beyond the grid."""
+    at = []
+    for found in tuning:
+        grid, chosen = sorted(found["validation accuracy"], key=float), f"{found['rate']:g}"
+        if chosen in (grid[0], grid[-1]):
+            at.append(f"{found['model']} ({chosen})")
+    return [f"At the edge of the grid: {', '.join(at)}.", ""] if at else []
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """Return the tables, and how to read them."""
     options, rows = record["options"], record["rows"]
@@ -192,4 +202,5 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         *tuned(record["tuning"]),
         "",
+        *edges(record["tuning"]),
     ])  # fmt: skip

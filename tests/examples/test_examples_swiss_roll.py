@@ -148,6 +148,15 @@ def test_verdicts_follow_from_the_numbers(script):
     assert "do not stay within 120 CPU seconds" in text
 
 
+def test_rates_at_the_edge_of_the_grid_are_named(script):
+    edges = script.markdown.__globals__["edges"]
+    accuracy = {"validation accuracy": {"0.01": 0.5, "0.1": 0.5, "1": 0.5}}
+    rates = {"a": 0.01, "b": 0.1, "c": 1.0}
+    tuning = [accuracy | {"model": label, "rate": rate} for label, rate in rates.items()]
+    assert edges(tuning) == ["At the edge of the grid: a (0.01), c (1).", ""]
+    assert edges(tuning[1:2]) == []
+
+
 def test_rates_are_never_chosen_on_reported_seeds(script, tmp_path, capsys):
     options = ["--seeds", "1", "2", "--tuning-seeds", "2", "--out", str(tmp_path)]
     with pytest.raises(SystemExit):
