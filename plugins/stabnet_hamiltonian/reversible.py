@@ -2,7 +2,7 @@ r"""Chains of invertible blocks whose activations are recomputed by inverting, n
 
 The backward pass walks the chain from its end. Each block :math:`\Phi_i` is inverted,
 :math:`z_i = \Phi_i^{-1}(z_{i+1})`, and its vector–Jacobian product is taken there. What is kept of
-the forward pass is the first state, the last one and, if wanted, one every few blocks.
+the forward pass is the first state, the last one and, where it matters, one every few blocks.
 
 *Rounding.* Each inversion rounds, and those after it amplify that by at most
 :math:`\|(J\Phi_i)^{-1}\|` each, which for a symplectic block is :math:`\|J\Phi_i\|`: its singular
@@ -10,9 +10,10 @@ values come in pairs :math:`(s, 1/s)`. So the first state is found up to
 :math:`c\,\varepsilon \prod_i \|J\Phi_i\|`, with the machine precision ε. The product is far above
 what happens, since the directions of these norms seldom line up, so nothing is decided by it;
 :func:`stabnet_hamiltonian.reconstruction_error` computes both. Instead every state that was kept
-is compared with its reconstruction, the worst of those since the last that was kept unless errors
-shrink on the way. No gradient is returned where they differ by more than a tolerance: more states
-are kept, or the backward pass is refused.
+is compared with its reconstruction. For symplectic blocks that one is the least exact since the
+last that was kept, for generic errors: what one direction loses on the way, the paired one gains.
+No gradient is returned where they differ by more than a tolerance: more states are kept, or the
+backward pass is refused.
 
 References:
     Gomez, Ren, Urtasun, Grosse: "The reversible residual network", 2017. [SNN] section 4.
@@ -58,7 +59,8 @@ def reversible(
         block: every block, a name or a dict of name and options; invertible.
         depth: how many blocks.
         stored: whether activations are stored after all.
-        checkpoint_every: number of blocks between states that are kept.
+        checkpoint_every: number of blocks between states that are kept, as few as it takes if
+            ``None``.
         tolerance: relative error of a reconstruction that is accepted.
 
     Raises:

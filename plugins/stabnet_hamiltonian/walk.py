@@ -149,8 +149,9 @@ def _inverted(block: Block, z: Tensor, u: Features, leaves: list[Tensor]) -> tup
 def _difference(found: Tensor, kept: Tensor, behind: Tensor) -> Tensor:
     """Return the largest difference of a state to the one that was kept, relative to their size.
 
-    That is the norm of the state or, if larger, of the one behind the next block (for a first state
-    may be zero), or its median over the batch (so that no single state near zero decides).
+    That is the norm of the state or, if larger, of the one after the next block (for a first state
+    may be zero), or the median of these over the batch (so that no single state near zero decides).
+    States further on, which may be much larger, say nothing of the accuracy that is needed here.
     """
     if not len(found):
         return found.new_zeros(())

@@ -134,8 +134,10 @@ def test_features_get_their_gradient():
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
-def test_hooks_of_parameters_run_once_on_the_whole_gradient():
-    net, z = chain(3).to(F64), states()
+@pytest.mark.parametrize("activation", ["tanh", "sin"])  # in closed form, and by autograd
+def test_hooks_of_parameters_run_once_on_the_whole_gradient(activation):
+    fields = [SeparableHamiltonian((6,), activation=activation) for _ in range(3)]
+    net, z = Reversible([Hamiltonian(f) for f in fields]).to(F64), states()
     seen = []
     parameter = next(iter(net.parameters()))
     handle = parameter.register_hook(seen.append)
@@ -311,6 +313,10 @@ def test_batch_statistics_are_recorded_once():
     norm = net.blocks[0].vector_field.potential.norm
     assert int(norm.num_batches_tracked) == 2
     assert norm.track_running_stats
+    z = states().requires_grad_()
+    torch.autograd.grad(net(z).square().sum(), z, create_graph=True)
+    assert int(norm.num_batches_tracked) == 4
+    assert compared(net, states()) <= 1e-10
 
 
 def test_what_is_no_chain_is_refused():
