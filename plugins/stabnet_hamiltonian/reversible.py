@@ -110,7 +110,8 @@ class Reversible(Block):
         blocks: the blocks.
         out_shape: shape of one outgoing state.
         spacing: number of blocks between states that are kept where ``checkpoint_every`` is
-            ``None``; ``None`` for all of them.
+            ``None``; ``None`` for all of them. Not in the state dict: a resumed training finds it
+            anew, and is the same only up to rounding. ``checkpoint_every`` settles it.
 
     Raises:
         InvalidOptionError: if there is no block, one has no inverse or does not take the states of

@@ -60,7 +60,7 @@ def test_listing_a_plugin_of_the_readme_does_not_import_torch(site):
 
 
 def test_examples_of_the_readme_run(site):
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     code = (
         f"import os; os.chdir({str(site.path)!r})\n"
         + EXAMPLES[0]
@@ -88,6 +88,11 @@ def test_examples_of_the_readme_run(site):
         "assert 1 <= bound.features <= 1 + 1e-5\n"
         "assert certified.radius.shape == (8,) and (certified.radius >= 0).all()\n"
         "assert model.dynamics.stages[-2].weight.grad.any()\n"
+    )
+    code += EXAMPLES[6] + (
+        "assert norms.shape == (34, 8) and (norms > 1 - 1e-5).all()\n"
+        "assert gradients.shape == (35,) and 0.1 < gradients[0] / gradients[-1] < 10\n"
+        "assert chain.blocks[0].vector_field.potential.weight.grad.any()\n"
     )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
