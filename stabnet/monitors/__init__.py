@@ -7,9 +7,9 @@ and head. The state that a layer maps is, for a dynamics, what it is driven by.
 
 Models are run layer by layer in eval mode, with features that are computed once and then fixed.
 Nothing about them is changed: modes are restored, gradients (``.grad``) and the global random
-numbers of torch are left alone. Results are on the model's device and in its precision; nothing is
-read from that device in between. They can be recorded during training, see the ``monitor`` of
-:func:`stabnet.training.fit`, and plotted by :func:`stabnet.plots.layer_curves`.
+numbers of torch are left alone. Results are on the model's device and in its precision. They can be
+recorded during training, see the ``monitor`` of :func:`stabnet.training.fit`, and plotted by
+:func:`stabnet.plots.layer_curves`.
 """
 
 from .energy import energies, energy_changes

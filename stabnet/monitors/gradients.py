@@ -13,6 +13,7 @@ from ..errors import InvalidInputError
 from ..interfaces import Features
 from ..model import StabilityModel
 from .layers import inspected, usable
+from .lengths import lengths
 
 __all__ = ["gradient_norms"]
 
@@ -61,4 +62,4 @@ def gradient_norms(
                 f"the loss should be a scalar tensor that can be differentiated; got {shape}"
             )
         gradients = torch.autograd.grad(value, states, materialize_grads=True)
-    return torch.stack([torch.linalg.vector_norm(g) for g in gradients])
+    return torch.stack([lengths(g.reshape(1, -1))[0] for g in gradients])

@@ -6,7 +6,7 @@ gradients that come back. Of a symplectic layer they come in pairs :math:`(s, 1/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import torch
@@ -18,6 +18,7 @@ from ..errors import InvalidInputError
 from ..interfaces import Block, Cell, Features
 from ..values import whole
 from .layers import Layer, inspected
+from .lengths import lengths
 
 __all__ = ["block_norms", "jacobian_norms", "singular_values"]
 
@@ -55,7 +56,7 @@ def singular_values(
         for layer in layers:
             _check_uncoupled(layer)
             _check_size(z, f"before {layer}", size)
-            at = _Linearization(layer, z, features)
+            at = _Linearization((layer,), z, features)
             z = at.out
             _check_size(z, f"behind {layer}", size)
             found.append(_decomposed(torch.stack(list(_rows(at)), 1)))
@@ -88,12 +89,12 @@ def jacobian_norms(
     Raises:
         InvalidOptionError: for fewer iterations than one.
         InvalidInputError: for a model without layers, inputs that it does not take, or layers that
-            couple the samples of a batch in eval mode.
+            couple the samples of a batch in eval mode or whose gradients cannot be differentiated.
     """
     count, found = whole("iterations", iterations, 1), []
     with inspected(model, x, u) as (layers, z, features):
         for layer in layers:
-            z, norm = _power_iteration(layer, z, features, count)
+            z, norm = _power_iteration((layer,), z, features, count)
             found.append(norm)
     return torch.stack(found)
 
@@ -103,7 +104,8 @@ def block_norms(
 ) -> Float[Tensor, " batch"]:
     """Estimate the operator norm of the Jacobian of one block, from below.
 
-    As :func:`jacobian_norms`, but a block that is a sequence of blocks counts as one map.
+    As :func:`jacobian_norms`, but a block that is a sequence of blocks counts as one map. States
+    are stored, also those within chains that recompute theirs.
 
     Args:
         block: the block.
@@ -117,7 +119,7 @@ def block_norms(
     Raises:
         InvalidOptionError: for fewer iterations than one.
         InvalidInputError: for what is no block, states that it does not take, or a block that
-            couples the samples of a batch in eval mode.
+            couples the samples of a batch in eval mode or whose gradient cannot be differentiated.
     """
     if not isinstance(block, Block):
         raise InvalidInputError(
@@ -125,8 +127,8 @@ def block_norms(
             "jacobian_norms for the layers of a model"
         )
     count = whole("iterations", iterations, 1)
-    with inspected(block, z, u) as (_, start, features):
-        return _power_iteration(Layer("block", block), start, features, count)[1]
+    with inspected(block, z, u) as (layers, start, features):
+        return _power_iteration(layers, start, features, count)[1]
 
 
 def _check_uncoupled(layer: Layer) -> None:
@@ -150,18 +152,20 @@ def _check_size(z: Tensor, where: str, size: int) -> None:
 
 @final
 class _Linearization:
-    """The Jacobian ``J`` of a layer at states, as linear maps.
+    """The Jacobian ``J`` at states of one or more layers in a row, as linear maps.
 
     By automatic differentiation as in training, which all layers know; not all know ``torch.func``.
 
     Attributes:
-        out: the states behind the layer.
+        out: the states behind the layers.
     """
 
-    def __init__(self, layer: Layer, z: Tensor, u: Features) -> None:
+    def __init__(self, layers: Sequence[Layer], z: Tensor, u: Features) -> None:
+        self._layers = layers
         with torch.enable_grad():
-            self._z = z.detach().requires_grad_()
-            self._out = layer(self._z, u)
+            self._z = self._out = z.detach().requires_grad_()
+            for layer in layers:
+                self._out = layer(self._out, u)
         self.out = self._out.detach()
 
     def pull(self, w: Tensor) -> Tensor:
@@ -169,10 +173,20 @@ class _Linearization:
         return _gradient(self._out, self._z, w)
 
     def pushing(self) -> Callable[[Tensor], Tensor]:
-        """Return ``v ↦ Jv``: the transpose of ``w ↦ Jᵀw``, which is linear."""
+        """Return ``v ↦ Jv``: the transpose of ``w ↦ Jᵀw``, which is linear.
+
+        Raises:
+            InvalidInputError: if autograd does not know that ``Jᵀw`` depends on ``w``.
+        """
         with torch.enable_grad():
             w = torch.ones_like(self.out).requires_grad_()
             pulled = _gradient(self._out, self._z, w, create_graph=True)
+        if not pulled.requires_grad and bool(pulled.any()):
+            raise InvalidInputError(
+                f"gradients through {', '.join(map(str, self._layers))} are not computed by "
+                "autograd, and cannot be differentiated; use singular_values, which needs no "
+                "second derivatives"
+            )
         return lambda v: _gradient(pulled, w, v)
 
 
@@ -211,29 +225,21 @@ def _decomposed(jacobian: Float[Tensor, "batch m n"]) -> Float[Tensor, "batch k"
 
 
 def _power_iteration(
-    layer: Layer, z: Tensor, u: Features, iterations: int
+    layers: Sequence[Layer], z: Tensor, u: Features, iterations: int
 ) -> tuple[Tensor, Float[Tensor, " batch"]]:
-    """Return the state behind a layer, and a lower bound of its Jacobian's norm per sample."""
-    _check_uncoupled(layer)
-    at = _Linearization(layer, z, u)
+    """Return the state behind layers, and a lower bound of their Jacobian's norm per sample."""
+    for layer in layers:
+        _check_uncoupled(layer)
+    at = _Linearization(layers, z, u)
     push = at.pushing()
     generator = torch.Generator(z.device).manual_seed(0)
     v = _unit(torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device))
     for _ in range(iterations):
         v = _unit(at.pull(_unit(push(v))))
-    return at.out, _lengths(push(v))
+    return at.out, lengths(push(v))
 
 
 def _unit(v: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
     """Return vectors of length one, and zero for zero."""
-    lengths = _lengths(v)
-    return v / torch.where(lengths == 0, 1, lengths).view(-1, *[1] * (v.ndim - 1))
-
-
-def _lengths(v: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
-    """Return the norm of each vector; squares of its entries might be out of range."""
-    flat = v.flatten(1)
-    largest = flat.abs().amax(1)
-    scale = torch.where(largest == 0, 1, largest)
-    lengths: Tensor = scale * torch.linalg.vector_norm(flat / scale[:, None], dim=1)
-    return lengths
+    found = lengths(v)
+    return v / torch.where(found == 0, 1, found).view(-1, *[1] * (v.ndim - 1))

@@ -50,6 +50,16 @@ def test_norms_of_linear_layers_are_those_of_transposed_products():
     torch.testing.assert_close(found, torch.stack(expected))
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_gradients_that_vanish_or_explode_have_a_norm_as_long_as_they_have_entries(scale):
+    depth = 11  # to squares far beyond the range of float32
+    net = stack(*[Linear(scale * torch.eye(3)) for _ in range(depth)])
+    x, y = torch.zeros(2, 3), torch.tensor([0, 1])
+    norms = gradient_norms(net, x, y)
+    expected = norms[-1].double() * float(scale) ** torch.arange(depth, -1, -1).double()
+    torch.testing.assert_close(norms.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_features_are_fixed():
     net = stack(Linear(torch.zeros(3, 3)), Linear(torch.eye(3), with_features=True))
     first, middle, last = gradient_norms(net, inputs(2, 3).float(), torch.tensor([0, 1]))

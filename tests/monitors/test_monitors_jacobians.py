@@ -89,6 +89,47 @@ def test_a_chain_counts_as_its_blocks_but_its_norm_as_that_of_one_map():
     torch.testing.assert_close(block_norms(chain, z, iterations=60), whole.expand(2))
 
 
+def test_the_norm_of_a_reversible_chain_is_that_of_stored_states_and_leaves_it_as_it_is(recwarn):
+    torch.manual_seed(0)
+    block = {"name": "hamiltonian", "step_size": 0.5}
+    chain = stabnet.build("reversible", kind="block", state_shape=(4,), block=block, depth=60)
+    with torch.no_grad():
+        for parameter in chain.parameters():
+            parameter.mul_(3)  # too much to invert all of it
+    found = block_norms(chain, inputs(3, 4).float())
+    assert chain.spacing is None
+    assert not recwarn.list
+    chain.stored = True
+    assert torch.equal(found, block_norms(chain, inputs(3, 4).float()))
+
+
+class _Detached(torch.autograd.Function):
+    """Twice the state, with a gradient that is not computed by autograd."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return 2 * z
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient.detach()
+
+
+class Detached(Block):
+    state_shape = (2,)
+
+    def forward(self, z, u=None):
+        return _Detached.apply(z)
+
+
+def test_gradients_that_cannot_be_differentiated_are_refused_instead_of_zero():
+    (values,) = singular_values(Detached(), inputs(3, 2))
+    assert torch.equal(values, torch.full_like(values, 2))
+    for monitor in (jacobian_norms, block_norms):
+        with pytest.raises(stabnet.InvalidInputError, match=r"\(Detached\).*singular_values"):
+            monitor(Detached(), inputs(3, 2))
+
+
 def test_views_and_permutations_have_singular_values_of_one():
     chain = Chain(Reshaping(3), Linear(torch.eye(6).double()[torch.randperm(6)]))
     found = singular_values(chain, inputs(2, 2, 3))
