@@ -34,6 +34,7 @@ import stabnet
 LABELS = {"hamiltonian": "Hamiltonian", "resnet": "ResNet"}
 POOL = {"mnist": 2, "digits": 1}  # side of the squares of pixels that are averaged
 EXAMINED = 64  # validation images whose gradients are looked at during training
+LONGER = 10  # times as long steps, to see what the short ones are good for
 VALIDATED = 500  # validation images whose accuracy is looked at during training
 
 
@@ -218,6 +219,16 @@ def train(label: str, data: stabnet.data.Splits, args: argparse.Namespace) -> di
     }
 
 
+def with_long_steps(label: str, data: stabnet.data.Splits, args: argparse.Namespace) -> dict:
+    """Return gradients and reconstruction of an untrained net of longer steps."""
+    longer = argparse.Namespace(**vars(args) | {"step_size": LONGER * args.step_size})
+    model = make(label, data.dataset, args.depth, longer)
+    x, y = next(iter(data.loader("validation", batch_size=EXAMINED)))
+    norms = stabnet.monitors.gradient_norms(model, x, y)[-args.depth - 1 :]
+    ratio = (norms[0] / norms[-1]).item()
+    return {"net": LABELS[label], "ratio": ratio, "reconstruction": reconstruction(model, x)}
+
+
 def remembered(label: str, data: stabnet.data.Splits, args: argparse.Namespace) -> dict:
     """Return what was found for one net, now or by a run with the same options."""
     file = args.out / f"{label}.json"
@@ -266,6 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "training images": len(data.train),
         "pool": POOL[args.data],
         "state": data.dataset.in_shape[0],
+        "longer": LONGER,
+        "long steps": [with_long_steps(label, data, args) for label in LABELS],
         "rows": [remembered(label, data, args) for label in LABELS],
     }
     draw(record, args.out / "deep-hamiltonian.png")

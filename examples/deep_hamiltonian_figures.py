@@ -172,6 +172,8 @@ def _reading(ours: dict, other: dict, record: dict) -> list[str]:
         "Of the ResNet nothing is known beforehand; with steps as short as these, its gradients "
         f"{'stayed' if bounded else 'did not stay'} within a factor of {factor:.0f}.",
         "",
+        _long_steps(record),
+        "",
         f"The Hamiltonian net has {abs(difference):.2f} percentage points "
         f"{'more' if difference > 0 else 'less'} test accuracy than the ResNet, of one training "
         "each: how much that varies was not measured. The ResNet took "
@@ -182,6 +184,22 @@ def _reading(ours: dict, other: dict, record: dict) -> list[str]:
     if options["data"] == "mnist" and options["depth"] >= 1000:
         lines += ["", _verdict(ours)]
     return lines
+
+
+def _long_steps(record: dict) -> str:
+    """Return what longer steps do to untrained nets."""
+    length = record["longer"] * record["options"]["step_size"]
+    ratios = [
+        f"from {row['monitored'][0]['ratio']:.3g} to {longer['ratio']:.4g} in the {row['net']}"
+        for row, longer in zip(record["rows"], record["long steps"], strict=True)
+    ]
+    return (
+        f"What longer steps would do: before training, with h = {length:g} instead, the "
+        f"gradient at the first layer over that at the last goes {' net, '.join(ratios)}; and the "
+        "first states of the Hamiltonian net are recomputed with a relative error of "
+        f"{record['long steps'][0]['reconstruction']:.1g} instead of "
+        f"{record['rows'][0]['monitored'][0]['reconstruction']:.1g}."
+    )
 
 
 def _verdict(ours: dict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -46,6 +47,11 @@ def test_first_states_are_recomputed_up_to_rounding(record):
     ours, other = record["rows"]
     assert all(0 < m["reconstruction"] < 1e-5 for m in ours["monitored"])
     assert all(m["reconstruction"] is None for m in other["monitored"])
+
+
+def test_long_steps_keep_gradients_less_alike(record):
+    for row, longer in zip(record["rows"], record["long steps"], strict=True):
+        assert abs(math.log(longer["ratio"])) > 2 * abs(math.log(row["monitored"][0]["ratio"]))
 
 
 def test_only_the_net_that_recomputes_its_states_keeps_as_much_at_any_depth(record):
