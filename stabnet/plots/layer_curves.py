@@ -61,12 +61,13 @@ def layer_curves(
     colors = ScalarMappable(Normalize(-0.5, depth - 0.5), colormaps["viridis"])
     shades = colors.to_rgba(np.arange(depth))
     figure, (panel,) = new_figure()
-    marker = "." if len(steps) == 1 else ""
+    every = np.concatenate([values for record in layers for values in record])
+    finite = every[np.isfinite(every)]
+    # Between two gaps, or alone, a value has no line.
+    marker = "." if len(steps) == 1 or len(finite) < len(every) else ""
     for i in range(depth):
         curves = np.stack([record[i] for record in layers])
         panel.plot(steps, curves, marker=marker, color=shades[i], linewidth=1)
-    every = np.concatenate([values for record in layers for values in record])
-    finite = every[np.isfinite(every)]
     if finite.size and (finite > 0).all():
         panel.set_yscale("log")
     panel.set(xlabel="step", ylabel=name if label is None else label)

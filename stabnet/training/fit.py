@@ -182,15 +182,15 @@ class _Training:
             self.ledger.load_state(state["ledger"])
             # What was recorded after that checkpoint will be recorded again.
             self.monitor.records = list(state.get("monitored", ()))
-            self._write_monitored()
             self.bar.say(f"resuming after epoch {self.ledger.epochs}")
         else:
             # First of all, so that a monitor that fails leaves the folder free for another try.
             self.monitor.record(0)
             if self.accelerator.is_main_process:
                 self.folder.write_config(self.config)
-            self._write_monitored()
             self._checkpoint()
+        if self.accelerator.is_main_process:
+            self.folder.write_monitored(self.monitor.records)
 
     def run(self, epochs: int) -> None:
         """Train until the last epoch or the deadline, whichever comes first."""
@@ -275,12 +275,8 @@ class _Training:
         self.accelerator.wait_for_everyone()
 
     def _record(self, step: int) -> None:
-        if self.monitor.record(step):
-            self._write_monitored()
-
-    def _write_monitored(self) -> None:
-        if self.monitor.records and self.accelerator.is_main_process:
-            self.folder.write_monitored(self.monitor.records)
+        if self.monitor.record(step) and self.accelerator.is_main_process:
+            self.folder.add_monitored(self.monitor.records[-1])
 
     def _publish(self, record: Mapping[str, float], best: bool) -> None:
         if not self.accelerator.is_main_process:

@@ -132,8 +132,26 @@ class RunFolder:
         _write_lines(self.metrics, history)
 
     def write_monitored(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write what the monitor returned, one line per call; ``null`` as in the metrics."""
-        _write_lines(self.monitored, records)
+        """Write what the monitor returned, one line per call; ``null`` as in the metrics.
+
+        There is no file without a record, also where a run that was killed left one.
+        """
+        if records:
+            _write_lines(self.monitored, records)
+        else:
+            self.monitored.unlink(missing_ok=True)
+
+    def add_monitored(self, record: Mapping[str, Any]) -> None:
+        """Add a line to what was written of the monitor; all of it again would take too long.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        try:
+            with self.monitored.open("a", encoding="utf-8") as file:
+                file.write(_line(record))
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.monitored}: {error}") from error
 
     def write_weights(self, model: nn.Module) -> bool:
         """Write the weights, so that :func:`stabnet.load` rebuilds the model, in eval mode.
@@ -155,7 +173,11 @@ class RunFolder:
 
 
 def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(_finite(record)) + "\n" for record in records))
+    write_text(path, "".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(record)) + "\n"
 
 
 def _finite(value: Any) -> Any:

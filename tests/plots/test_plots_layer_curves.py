@@ -53,6 +53,13 @@ def test_missing_values_are_gaps():
     assert np.isfinite(line.get_ydata()).tolist() == [True, False, False, False, True]
 
 
+def test_a_value_between_two_gaps_is_visible():
+    (line,) = layer_curves(records([1.0], [None], [3.0]), "norms").axes[0].get_lines()
+    assert line.get_marker() == "."
+    (line,) = layer_curves(records([1.0], [2.0], [3.0]), "norms").axes[0].get_lines()
+    assert line.get_marker() == ""
+
+
 def test_a_single_record_is_visible_and_records_without_the_name_are_left_out():
     monitored = [{"step": 0, "other": 1.0}, {"step": 5, "norms": [1.0, 2.0]}]
     figure = layer_curves(monitored, "norms")

@@ -171,6 +171,33 @@ def test_a_checkpoint_from_before_monitors_is_resumed(tmp_path):
     assert train(tmp_path / "run", epochs=1, resume=True).monitored == ()
 
 
+def test_records_that_a_resumed_run_does_not_have_are_not_in_its_file(tmp_path):
+    train(tmp_path / "run", time_limit=1e-6)
+    with pytest.raises(KillError):
+        train(
+            tmp_path / "run",
+            objective=StoppedLoss(3),
+            resume=True,
+            monitor=weight,
+            monitor_every=1,
+        )
+    assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3]
+    assert train(tmp_path / "run", resume=True).monitored == ()
+    assert not (tmp_path / "run" / "monitor.jsonl").exists()
+
+
+def test_a_record_does_not_write_those_before_it_again(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        sys.modules["stabnet.training.run_folder"].RunFolder,
+        "write_monitored",
+        lambda _, records: written.append(len(records)),
+    )
+    result = train(tmp_path / "run", epochs=1, monitor=weight, monitor_every=1)
+    assert written == [1]
+    assert lines(tmp_path / "run") == list(result.monitored[1:])
+
+
 def test_numbers_that_are_not_finite_are_null_in_the_file_only(tmp_path):
     values = {"a": math.nan, "b": [1.0, [math.inf]], "c": {"d": -math.inf}, "e": None, "f": True}
     result = train(tmp_path / "run", epochs=1, monitor=lambda _: values)
