@@ -9,11 +9,14 @@ One chain of blocks is differentiated in five ways, in its input and in all para
 *Checkpoint, √depth* is ``torch.utils.checkpoint.checkpoint_sequential`` with that many segments,
 and *checkpoint, each* a checkpoint around every block; both without the state of random numbers,
 which nothing here needs. All ways share their parameters, and every run compares their gradients,
-in both precisions.
+in both precisions. The gradients of a block are formulas in closed form where the chain is
+reversible, and autograd's in the other ways: reversible chains of fields without such formulas take
+longer than what is measured here.
 
 *Saved* bytes are those of all storages that autograd holds for the backward pass after the forward
-pass, each counted once, parameters left out. The *peak* is the greatest sum of the storages that
-live at one time of the whole step: also what checkpoints recompute, and the gradients of the
+pass, each counted once, parameters left out; of *checkpoint, √depth* they include the activations
+of the last segment, which torch does not run again. The *peak* is the greatest sum of the storages
+that live at one time of the whole step: also what checkpoints recompute, and the gradients of the
 parameters, which grow with depth in every way; on a GPU it is the allocator's.
 
 Times are of all ways in turn: on one thread time of that thread, which does not count waiting, but

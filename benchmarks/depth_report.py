@@ -131,7 +131,12 @@ def _notes(record: dict[str, Any]) -> list[str]:
         " the end of every step. Where they outweigh activations this is less than what was saved,"
         " for activations are let go as gradients come. MB: 10⁶ bytes.",
         "- *reversible*: states recomputed by inverting; *√depth*: one state kept, or one"
-        " checkpoint, every √depth blocks; *each*: a checkpoint around every block.",
+        " checkpoint, every √depth blocks; *each*: a checkpoint around every block. Of *checkpoint,"
+        " √depth* the activations of the last segment are saved too, for torch does not run it"
+        " again.",
+        "- Reversible chains take the gradients of a block from formulas in closed form, the other"
+        " ways from autograd. Of fields without such formulas (other potentials, parametrized"
+        " weights, autocast) they take longer than here.",
         "- Times are of all ways in turn, "
         + ", ".join(f"{count} each at depth {depths}" for count, depths in _counts(record).items())
         + ". Other processes slow what uses caches and memory most, and so shift ratios; those of"
