@@ -2,9 +2,9 @@
 
 A layer of `hamiltonian_net` moves a state (q, p) by one step of symplectic Euler, of length h, on
 the energy K(p) + U(q) [SNN, (24)-(28)]. Every product of Jacobians is symplectic, so that none has
-an operator norm below 1; and a layer can be inverted, so that training needs to keep the last state
-only. A layer of the ResNet is Euler's step z + h B relu(A z + b), of the same length and about as
-many parameters, on states of the same size. Both are trained in the same way:
+an operator norm below 1; and a layer can be inverted, so that training keeps the first and the
+last state only. A layer of the ResNet is Euler's step z + h B relu(A z + b), of the same length and
+about as many parameters, on states of the same size. Both are trained in the same way:
 
     python examples/deep_hamiltonian.py                  # about a quarter of an hour of one core
     python examples/deep_hamiltonian.py --data digits --depth 100 --epochs 5
