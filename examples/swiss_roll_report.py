@@ -170,7 +170,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         "",
         f"{options['points']:,} points for training and validation (a tenth), "
         f"{record['tested']:,} others to test on, all without noise, "
-        f"{len(options['seeds'])} seeds (of data and models), {record['steps']:,} steps of Adam with a cosine schedule and batches of "
+        f"{len(options['seeds'])} seeds (of data and models), "
+        f"{record['steps']:,} steps of Adam with a cosine schedule and batches of "
         f"{record['batch']}. States have 4 entries, (x1, 0, x2, 0) at first; all activations are "
         "tanh.",
         "",

@@ -84,8 +84,14 @@ class ComposedOfBlocks(Protocol):
 
 
 def is_composed_of_blocks(part: object) -> TypeGuard[ComposedOfBlocks]:
-    """Return whether a part is a block that is a sequence of blocks."""
-    return isinstance(part, Block) and isinstance(getattr(part, "blocks", None), nn.ModuleList)
+    """Return whether a part is a block that is a sequence of blocks.
+
+    That is what an attribute ``blocks`` of blocks says; one that uses them otherwise, in parallel
+    or with a connection around them, has to call them something else.
+    """
+    blocks = getattr(part, "blocks", None)
+    sequence = isinstance(blocks, nn.ModuleList) and all(isinstance(b, Block) for b in blocks)
+    return sequence and isinstance(part, Block)
 
 
 @runtime_checkable

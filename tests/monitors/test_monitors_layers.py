@@ -128,6 +128,27 @@ def test_blocks_of_blocks_are_known_by_their_blocks():
     assert not is_composed_of_blocks(not_block)
 
 
+class Plain(Block):
+    """Has parts named ``blocks`` that are plain modules, which take no features."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.blocks, self.state_shape = nn.ModuleList(parts), (2,)
+
+    def forward(self, z, u=None):
+        for part in self.blocks:
+            z = part(z)
+        return z
+
+
+def test_a_block_of_plain_modules_is_one_layer():
+    block = Plain(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    assert not is_composed_of_blocks(block)
+    (values,) = singular_values(block, torch.zeros(1, 2))
+    product = block.blocks[1].weight @ block.blocks[0].weight
+    torch.testing.assert_close(values[0], torch.linalg.svdvals(product.detach()))
+
+
 def test_a_dynamics_within_a_stack_is_driven_by_the_state_before_it():
     inner = stabnet.Stack([Linear(2 * torch.eye(3), with_features=True)])
     net = model(stabnet.Stack([Linear(torch.eye(3)), inner]))
