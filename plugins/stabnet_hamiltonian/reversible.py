@@ -28,6 +28,7 @@ from typing import Any, TypeAlias, cast, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import stabnet
 from stabnet import InvalidInputError, InvalidOptionError
@@ -87,7 +88,11 @@ class Reversible(Block):
     Gradients are those of stored activations, up to the reconstruction's rounding. Blocks with
     ``inverse_with_vjp`` are inverted and differentiated by one evaluation, others by two.
     Activations are stored after all for derivatives of gradients (``create_graph=True``), under
-    transforms of ``torch.func``, and in compiled and exported programs.
+    transforms of ``torch.func``, in compiled and exported programs, within
+    ``torch.nn.utils.parametrize.cached()``, and in the replicas of ``torch.nn.DataParallel``.
+
+    Gradients reach the states, the features and the parameters, and nothing else that blocks may
+    refer to, such as a buffer that requires one.
 
     Blocks must map the same state to the same state in both passes: those that draw random numbers
     are refused, and so are parameters that were changed in between. Batch statistics are recorded
@@ -151,8 +156,7 @@ class Reversible(Block):
                 f"states have shape {tuple(z.shape)}; the chain takes (batch, "
                 f"{', '.join(map(str, self.state_shape))})"
             )
-        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if not (self.stored or traced) and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self._stores():
             chain = self._chain()
             named = chain.parameters()
             features = () if u is None else u if isinstance(u, tuple) else (u,)
@@ -171,6 +175,18 @@ class Reversible(Block):
         for block in reversed(self.blocks):
             z = cast("Invertible", block).inverse(z, u)
         return z
+
+    def _stores(self) -> bool:
+        """Return whether activations are stored, by choice or because nothing else would do."""
+        return (
+            self.stored
+            or torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            # Else the cache would get weights that were computed without a gradient.
+            or parametrize._cache_enabled > 0
+            # Replicas of DataParallel have no parameters, but tensors computed from them.
+            or getattr(self, "_is_replica", False)
+        )
 
     def _chain(self) -> Chain:
         """Return what the backward pass needs to know, with options as they are now."""

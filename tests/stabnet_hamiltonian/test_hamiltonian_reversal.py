@@ -9,6 +9,8 @@ import pytest
 import torch
 from stabnet_hamiltonian import Hamiltonian, Reversible, SeparableHamiltonian
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal
 
 import stabnet
 
@@ -249,3 +251,29 @@ def test_modes_may_change_between_the_passes():
     net.eval()
     out.square().sum().backward()
     assert_close([z.grad], gradients(net, states())[:1])
+
+
+def test_weights_cached_by_a_parametrization_get_their_gradient():
+    net = chain()
+    for block in net.blocks:
+        orthogonal(block.vector_field.potential, "weight")
+    with parametrize.cached():
+        found = gradients(net, states())
+    assert_close(found, stored_gradients(net, states()))
+
+
+def replicated(module: nn.Module) -> nn.Module:
+    """Return what each device gets from ``torch.nn.DataParallel``."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        replica._modules[name] = replicated(child)
+    for name, p in module._parameters.items():
+        setattr(replica, name, p.view_as(p))
+    return replica
+
+
+def test_replicas_for_data_parallel_training_hand_gradients_to_the_original():
+    net, z = chain(), states().requires_grad_()
+    loss = replicated(net)(z).square().sum()
+    found = torch.autograd.grad(loss, [z, *net.parameters()])
+    assert_close(found, stored_gradients(net, states()))
