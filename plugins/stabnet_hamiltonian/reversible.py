@@ -22,7 +22,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias, cast, final
 
 import torch
@@ -193,7 +192,11 @@ class Reversible(Block):
         if self.checkpoint_every is not None:
             return Chain(self.blocks, self.checkpoint_every, self.tolerance, None)
         every = self.spacing or len(self.blocks)
-        return Chain(self.blocks, every, self.tolerance, partial(setattr, self, "spacing"))
+        return Chain(self.blocks, every, self.tolerance, self._lower)
+
+    def _lower(self, spacing: int) -> None:
+        # Of several graphs, each lowers what it started with: the lowest is enough for all.
+        self.spacing = min(spacing, self.spacing or spacing)
 
     def extra_repr(self) -> str:
         """Return the options that matter."""
