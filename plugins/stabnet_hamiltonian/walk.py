@@ -177,9 +177,15 @@ def _shorter(every: int, error: float, tolerance: float, eps: float) -> int:
 
 def _refusal(every: int, shorter: int, error: float, tolerance: float) -> str:
     """Return the message about a reconstruction that is not good enough."""
+    behind = "the block" if every == 1 else f"{every} blocks"
+    more = (
+        f"Keep a state every {shorter} blocks (checkpoint_every), shorten"
+        if every > 1
+        else ("No more states can be kept. Look whether inverse(z) undoes the block, shorten")
+    )
     return (
-        f"a state reconstructed from {every} blocks behind it differs from the one that was kept "
-        f"by {error:.2g}, relatively; the tolerance is {tolerance:.2g}. Keep a state every "
-        f"{shorter} blocks (checkpoint_every), shorten the steps, use float64, or set stored=True. "
-        "Blocks that were changed after the forward pass cannot be inverted at all"
+        f"a state reconstructed from {behind} behind it differs from the one that was kept by "
+        f"{error:.2g}, relatively; the tolerance is {tolerance:.2g}. {more} the steps, use "
+        "float64, or set stored=True. Blocks that were changed after the forward pass cannot be "
+        "inverted at all"
     )

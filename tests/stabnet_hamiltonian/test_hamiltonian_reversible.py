@@ -254,9 +254,21 @@ def test_more_states_are_kept_by_itself_where_it_matters():
     net.stored, net.tolerance = False, 1e-12
     with (
         pytest.warns(UserWarning, match="from now on"),
-        pytest.raises(stabnet.ConvergenceError, match="every 1 blocks"),
+        pytest.raises(stabnet.ConvergenceError, match="No more states can be kept"),
     ):
         gradients(net, z)
+
+
+@pytest.mark.filterwarnings("ignore:states of a reversible chain were reconstructed")
+def test_backward_passes_in_any_order_keep_no_fewer_states_than_before():
+    net, z = chain(60, scale=4.0, step_size=1.0), states(dtype=torch.float32)
+    losses = [net(scale * z).square().sum() for scale in (1.0, 0.1, 3.0, 30.0, 0.01)]
+    spacings = []
+    for loss in losses:
+        loss.backward()
+        spacings.append(net.spacing)
+    assert len(set(spacings)) > 1
+    assert spacings == sorted(spacings, reverse=True)
 
 
 @pytest.mark.parametrize(("depth", "step_size"), [(30, 0.1), (15, 1.0)])
