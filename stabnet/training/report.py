@@ -170,7 +170,8 @@ def _training(result: FitResult, config: Mapping[str, Any]) -> str:
     complete = sum(bool(r["complete"]) for r in result.history)
     return (
         f"## Training\n\n{complete} complete epochs of {config['training']['epochs']}, "
-        f"{result.seconds:.1f} s of training and validation.\n\n"
+        f"{result.seconds:.1f} s of training{', its monitor' * bool(result.monitored)} and "
+        f"validation.\n\n"
         f"{_table(('option', 'value'), rows)}\n\nEnvironment: {environment}."
     )
 

@@ -30,7 +30,8 @@ class FitResult:
         test: metrics of the model on the test set.
         step_size: what finer steps would change on the first test samples; ``None`` for a model
             without fixed-step integrators.
-        seconds: wall time of training and validation, summed over resumed runs.
+        seconds: wall time of training and validation, calls of the monitor within the epochs
+            included, summed over resumed runs.
         complete: whether all epochs were run; false if the time limit cut training short.
         run_dir: the run folder.
         weights: the best weights, a safetensors file.

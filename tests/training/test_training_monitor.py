@@ -98,7 +98,9 @@ def test_the_monitor_is_called_before_the_first_step_regularly_and_after_the_las
     assert watched.monitored[0]["weight"] == weight(make_model())["weight"]
     last = trained_state(watched)["module"]["saved"]["model.head.linear.weight"]
     assert watched.monitored[-1]["weight"] == last.tolist()
-    assert "monitor.jsonl" in watched.report.read_text()
+    report = watched.report.read_text()
+    assert "monitor.jsonl" in report
+    assert "s of training, its monitor and validation" in report
 
 
 @pytest.mark.parametrize(
