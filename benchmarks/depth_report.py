@@ -133,7 +133,8 @@ def _notes(record: dict[str, Any]) -> list[str]:
         "- *reversible*: states recomputed by inverting; *√depth*: one state kept, or one"
         " checkpoint, every √depth blocks; *each*: a checkpoint around every block. Of *checkpoint,"
         " √depth* the activations of the last segment are saved too, for torch does not run it"
-        " again.",
+        " again. Both are not reentrant, as torch advises; reentrant ones take less time where"
+        " states are small, but have no gradients for `torch.autograd.grad`.",
         "- Reversible chains take the gradients of a block from formulas in closed form, the other"
         " ways from autograd. Of fields without such formulas (other potentials, parametrized"
         " weights, autocast) they take longer than here.",
