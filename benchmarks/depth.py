@@ -9,10 +9,10 @@ One chain of blocks is differentiated in five ways, in its input and in all para
 *Checkpoint, √depth* is ``torch.utils.checkpoint.checkpoint_sequential`` with that many segments,
 and *checkpoint, each* a checkpoint around every block; both without the state of random numbers,
 which nothing here needs, and not reentrant, as torch advises: reentrant ones take less time where
-states are small, but have no gradients for ``torch.autograd.grad``. All ways share their parameters, and every run compares their gradients,
-in both precisions. The gradients of a block are formulas in closed form where the chain is
-reversible, and autograd's in the other ways: reversible chains of fields without such formulas take
-longer than what is measured here.
+states are small, but have no gradients for ``torch.autograd.grad``. All ways share their
+parameters, and every run compares their gradients, in both precisions. The gradients of a block are
+formulas in closed form where the chain is reversible, and autograd's in the other ways: reversible
+chains of fields without such formulas take longer than what is measured here.
 
 *Saved* bytes are those of all storages that autograd holds for the backward pass after the forward
 pass, each counted once, parameters left out; of *checkpoint, √depth* they include the activations

@@ -60,6 +60,11 @@ def test_gradients_that_vanish_or_explode_have_a_norm_as_long_as_they_have_entri
     torch.testing.assert_close(norms.double(), expected, rtol=1e-5, atol=0)
 
 
+def test_an_empty_batch_has_no_gradient():
+    x, y = torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)
+    assert gradient_norms(stack(Linear(torch.eye(3))), x, y).tolist() == [0, 0]
+
+
 def test_features_are_fixed():
     net = stack(Linear(torch.zeros(3, 3)), Linear(torch.eye(3), with_features=True))
     first, middle, last = gradient_norms(net, inputs(2, 3).float(), torch.tensor([0, 1]))
