@@ -56,7 +56,8 @@ def reversible(
 
     Args:
         state_shape: shape of one state.
-        block: every block, a name or a dict of name and options; invertible.
+        block: every block, a name or a dict of name and options; invertible. A module among the
+            options is shared by all blocks.
         depth: how many blocks.
         stored: whether activations are stored after all.
         checkpoint_every: number of blocks between states that are kept, as few as it takes if
@@ -131,8 +132,7 @@ class Reversible(Block):
         tolerance: float | None = None,
     ) -> None:
         super().__init__()
-        chain = list(blocks)
-        _check_chain(chain)
+        chain = _checked(blocks)
         self.blocks = nn.ModuleList(chain)
         self.state_shape, self.out_shape = tuple(chain[0].state_shape), _out_shape(chain[-1])
         self.stored = flag("stored", stored)
@@ -203,8 +203,13 @@ class Reversible(Block):
         return f"stored={self.stored}, checkpoint_every={self.checkpoint_every}"
 
 
-def _check_chain(blocks: Sequence[Block]) -> None:
-    """Raise :class:`stabnet.InvalidOptionError` for what is no chain of invertible blocks."""
+def _checked(given: Iterable[Block]) -> list[Block]:
+    """Return a chain of invertible blocks, or raise :class:`stabnet.InvalidOptionError`."""
+    if not isinstance(given, Iterable):
+        raise InvalidOptionError(
+            f"a chain is made of a list of blocks; got {type(given).__name__}. Put one into a list"
+        )
+    blocks = list(given)
     if not blocks:
         raise InvalidOptionError("a chain needs at least one block; got none")
     for index, block in enumerate(blocks):
@@ -218,6 +223,7 @@ def _check_chain(blocks: Sequence[Block]) -> None:
                 f"block {index} takes states of shape {tuple(block.state_shape)}; the one before "
                 f"it returns {_out_shape(blocks[index - 1])}"
             )
+    return blocks
 
 
 def _out_shape(block: Block) -> tuple[int, ...]:

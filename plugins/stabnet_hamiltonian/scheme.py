@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stabnet import InvalidInputError
+from stabnet import InvalidInputError, InvalidOptionError
 from stabnet.interfaces import Features, Separable
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "halves",
     "inverse_step",
     "is_separable",
+    "scheme_named",
     "step",
     "timed",
 ]
@@ -75,6 +76,17 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     }
 )
 """The schemes by name, of orders 1, 2 and 4."""
+
+
+def scheme_named(name: str) -> Scheme:
+    """Return one of :data:`SCHEMES`.
+
+    Raises:
+        InvalidOptionError: for another name.
+    """
+    if isinstance(name, str) and name in SCHEMES:
+        return SCHEMES[name]
+    raise InvalidOptionError(f"scheme={name!r} is unknown; it is one of {', '.join(SCHEMES)}")
 
 
 def step(

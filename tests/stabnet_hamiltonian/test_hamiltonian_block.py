@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from stabnet_hamiltonian import Hamiltonian, PhaseLift, SeparableHamiltonian
+from torch import nn
 
 import stabnet
 
@@ -134,6 +135,8 @@ def test_claim_of_symplecticity_is_open_for_a_field_that_is_not_known_to_be_hami
     ("options", "message"),
     [
         ({"scheme": "euler"}, "symplectic_euler"),
+        ({"scheme": ["leapfrog"]}, "symplectic_euler"),
+        ({"vector_field": SeparableHamiltonian((6,))}, r"takes states of shape \(6,\)"),
         ({"step_size": 0.0}, "identity"),
         ({"step_size": float("nan")}, "finite"),
         ({"vector_field": "hamiltonian_field"}, "implicit_midpoint"),
@@ -143,6 +146,12 @@ def test_claim_of_symplecticity_is_open_for_a_field_that_is_not_known_to_be_hami
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(stabnet.InvalidOptionError, match=message):
         stabnet.build("hamiltonian", kind="block", **{"state_shape": (4,), **options})
+
+
+@pytest.mark.parametrize("field", ["separable_hamiltonian", nn.Linear(4, 4), None])
+def test_what_is_no_field_is_refused(field):
+    with pytest.raises(stabnet.InvalidOptionError, match=type(field).__name__):
+        Hamiltonian(field)
 
 
 def test_states_of_another_shape_are_refused():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from stabnet_hamiltonian import HamiltonianField, LayerEnergy, SeparableHamiltonian
-from torch import Tensor
+from torch import Tensor, nn
 
 import stabnet
 from stabnet.interfaces import Separable
@@ -178,7 +178,10 @@ def test_energies_of_one_layer_refuse_features():
         ({"state_shape": (4, 3)}, "vectors"),
         ({"state_shape": (4,), "activation": "gelu"}, "antiderivative"),
         ({"state_shape": (4, 3, 3), "kernel_size": 2}, "odd"),
+        ({"state_shape": (4,), "activation": ["tanh"]}, "antiderivative"),
         ({"state_shape": (4,), "hidden": 0}, "hidden"),
+        ({"state_shape": (4,), "potential": nn.Linear(4, 1)}, "needs a potential.*got Linear"),
+        ({"state_shape": (6,), "potential": LayerEnergy((4,))}, r"got LayerEnergy of .*\(4,\)"),
     ],
 )
 def test_options_out_of_range_are_refused(build, options, message):

@@ -317,9 +317,10 @@ def test_fields_that_are_not_separable_are_refused_by_name(name):
         _built(name)(HamiltonianField((4,)), torch.zeros(2, 4), (0.0, 1.0))
 
 
-def test_unknown_schemes_are_refused():
-    with pytest.raises(stabnet.InvalidOptionError, match=r"'verlet' is unknown; .*leapfrog"):
-        SymplecticIntegrator("verlet", 0.1)
+@pytest.mark.parametrize("scheme", ["verlet", ["leapfrog"], None])
+def test_unknown_schemes_are_refused(scheme):
+    with pytest.raises(stabnet.InvalidOptionError, match=r"is unknown; .*leapfrog"):
+        SymplecticIntegrator(scheme, 0.1)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -347,6 +348,11 @@ def test_implicit_midpoint_refuses_what_it_cannot_differentiate():
         integrator(lambda t, z, u: z, z, (0.0, 1.0))
     with pytest.raises(stabnet.InvalidInputError, match="gradient"):
         integrator(Kepler(), z, torch.tensor([0.0, 1.0], requires_grad=True))
+    for wrong in (torch.ones(4), torch.ones(2, 4, dtype=torch.int64)):
+        with pytest.raises(stabnet.InvalidInputError, match="floating point; got shape"):
+            integrator(Kepler(), wrong, (0.0, 1.0))
+    with pytest.raises(stabnet.ConvergenceError, match=r"1 of 2 .* not all finite"):
+        integrator(Kepler(), z * torch.tensor([[1.0], [torch.nan]]), (0.0, 1.0))
 
 
 def test_implicit_midpoint_says_where_no_midpoint_was_found():

@@ -83,6 +83,8 @@ def test_model_is_rebuilt_from_its_description(tmp_path):
         ({"in_shape": (2,), "blocks": (2, 2)}, "only one"),
         ({"blocks": ()}, "at least one"),
         ({"blocks": (2, 0)}, "at least 1"),
+        ({"blocks": 2.5}, "number of blocks=2.5"),
+        ({"blocks": "12"}, "number of blocks='12'"),
         ({"blocks": (1, 1, 1, 1)}, "even height"),
         ({"width": 3}, "even"),
         ({"vector_field": "hamiltonian_field"}, "separable|velocity"),

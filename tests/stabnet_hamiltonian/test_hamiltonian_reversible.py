@@ -335,6 +335,8 @@ def test_what_is_no_chain_is_refused():
     block = Hamiltonian(SeparableHamiltonian((4,)))
     with pytest.raises(stabnet.InvalidOptionError, match="at least one"):
         Reversible([])
+    with pytest.raises(stabnet.InvalidOptionError, match="into a list"):
+        Reversible(block)
     with pytest.raises(stabnet.InvalidOptionError, match="takes states of shape"):
         Reversible([block, Hamiltonian(SeparableHamiltonian((6,)))])
     with pytest.raises(stabnet.InvalidOptionError, match="no inverse"):

@@ -15,7 +15,7 @@ from stabnet.values import number
 
 from ..fields._guarantees import symplectic_status
 from ..fields.separable_hamiltonian import SeparableHamiltonian
-from ..scheme import SCHEMES, inverse_step, is_separable, step
+from ..scheme import inverse_step, is_separable, scheme_named, step
 from .fused import Pull, inverse_step_with_vjp
 
 __all__ = ["Hamiltonian", "hamiltonian"]
@@ -43,12 +43,18 @@ def hamiltonian(
         feature_shape: shape of the features of one input, for fields that depend on them.
 
     Raises:
-        InvalidOptionError: for a field that is not separable, an unknown scheme, or a step of zero.
+        InvalidOptionError: for a field that is not separable or takes other states, an unknown
+            scheme, or a step of zero.
     """
     shape = tuple(state_shape)
     field = stabnet.build(
         vector_field, kind="vector_field", state_shape=shape, feature_shape=feature_shape
     )
+    if tuple(field.state_shape) != shape:
+        raise InvalidOptionError(
+            f"the field takes states of shape {tuple(field.state_shape)}; the block was asked for "
+            f"state_shape={shape}. Build the field for these"
+        )
     return Hamiltonian(field, scheme=scheme, step_size=step_size, time=time)
 
 
@@ -90,22 +96,19 @@ class Hamiltonian(Block):
         time: float = 0.0,
     ) -> None:
         super().__init__()
-        self.vector_field: VectorField = vector_field
-        self.state_shape = tuple(vector_field.state_shape)
+        field = vector_field
         if not is_separable(vector_field):
             raise InvalidOptionError(
                 f"a Hamiltonian block moves q and p in turn; {type(vector_field).__name__} has no "
                 "velocity(t, p, u) and force(t, q, u). Use 'separable_hamiltonian' or, for other "
                 "fields, a Flow with the integrator 'implicit_midpoint'"
             )
-        if scheme not in SCHEMES:
-            raise InvalidOptionError(
-                f"scheme={scheme!r} is unknown; it is one of {', '.join(SCHEMES)}"
-            )
         if number("step_size", step_size) == 0:
             raise InvalidOptionError("step_size=0 makes the block the identity; choose another")
+        self.vector_field: VectorField = field
+        self.state_shape = tuple(field.state_shape)
         self.scheme, self.step_size = scheme, float(step_size)
-        self._moves = SCHEMES[scheme]  # older compilers can't look it up
+        self._moves = scheme_named(scheme)  # older compilers can't look it up
         self.time = number("time", time)
 
     def forward(

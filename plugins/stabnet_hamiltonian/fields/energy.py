@@ -141,7 +141,7 @@ class LayerEnergy(nn.Module):
             raise InvalidOptionError(
                 f"kernel_size={kernel_size} must be odd, so that the image keeps its size"
             )
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise InvalidOptionError(
                 f"activation={activation!r} is unknown here, where its antiderivative is needed; "
                 f"it is one of {', '.join(ACTIVATIONS)}"
@@ -194,10 +194,22 @@ def energy(
     kernel_size: int,
     activation: str,
 ) -> Energy:
-    """Return a potential of the registry or, if there is no part, the energy of one layer."""
+    """Return a potential of the registry or, if there is no part, the energy of one layer.
+
+    Raises:
+        InvalidOptionError: for an option out of range, or a module that is no potential of states
+            of this shape.
+    """
     if part is None:
         return LayerEnergy(state_shape, hidden, kernel_size, activation)
-    return cast("Potential", stabnet.build(part, kind="potential", state_shape=state_shape))
+    built = stabnet.build(part, kind="potential", state_shape=state_shape)
+    own = tuple(getattr(built, "state_shape", state_shape))
+    if not isinstance(built, (LayerEnergy, Potential)) or own != state_shape:
+        raise InvalidOptionError(
+            f"the field needs a potential (stabnet.interfaces.Potential) of states {state_shape}; "
+            f"got {type(built).__name__}{'' if own == state_shape else f' of states {own}'}"
+        )
+    return built
 
 
 def gradient(

@@ -83,7 +83,8 @@ class ImplicitMidpoint(Integrator):
             The states at all ``times``, and the evaluations of the field.
 
         Raises:
-            InvalidInputError: for a field that is no module, or times that are not as described.
+            InvalidInputError: for a field that is no module, or states or times that are not as
+                described.
             ConvergenceError: if a midpoint was not found to the solver's tolerance. Under
                 transforms of ``torch.func`` the states of such a sample are NaN instead; ``vmap``
                 needs a solver with fixed iterations.
@@ -98,6 +99,11 @@ class ImplicitMidpoint(Integrator):
             raise InvalidInputError(
                 "implicit_midpoint has no gradient with respect to times; pass times.detach(), or "
                 "take another integrator"
+            )
+        if z0.ndim < 2 or not z0.is_floating_point():
+            raise InvalidInputError(
+                f"states are (batch, …) of floating point; got shape {tuple(z0.shape)} and dtype "
+                f"{z0.dtype}. Give a single state as z[None], and whole numbers as z.double()"
             )
         z, states, nfe = z0, [z0], 0
         converged = torch.ones(len(z0), dtype=torch.bool, device=z0.device)
@@ -121,6 +127,7 @@ class ImplicitMidpoint(Integrator):
                 f"{len(converged)} samples with step_size={self.step_size:g}; take shorter steps "
                 "(h times the field's Lipschitz constant below 2), more evaluations, or a "
                 "tolerance within the rounding of the field"
+                + ("" if bool(z0.isfinite().all()) else ". The states given are not all finite")
             )
         return Trajectory(found, nfe)
 

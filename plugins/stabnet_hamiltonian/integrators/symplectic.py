@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 import stabnet
-from stabnet import InvalidInputError, InvalidOptionError
+from stabnet import InvalidInputError
 from stabnet.interfaces import Features, Guarantee, Integrator, RightHandSide, Trajectory
 from stabnet.values import number
 
-from ..scheme import SCHEMES, compose, is_separable, step
+from ..scheme import compose, is_separable, scheme_named, step
 from ._guarantees import step_guarantee
 
 __all__ = ["SymplecticIntegrator", "leapfrog", "symplectic_euler", "yoshida4"]
@@ -83,10 +83,7 @@ class SymplecticIntegrator(Integrator):
 
     def __init__(self, scheme: str, step_size: float) -> None:
         super().__init__()
-        if scheme not in SCHEMES:
-            raise InvalidOptionError(f"scheme={scheme!r} is unknown; it is one of {list(SCHEMES)}")
-        self.scheme = scheme
-        self._moves = SCHEMES[scheme]
+        self.scheme, self._moves = scheme, scheme_named(scheme)
         self.step_size = number("step_size", step_size, above=0)
 
     def forward(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -79,7 +79,8 @@ def hamiltonian_net(
     References:
         [SNN] section 4, (22)–(28).
     """
-    counts = [blocks] if isinstance(blocks, int) else list(blocks)
+    several = isinstance(blocks, Sequence) and not isinstance(blocks, str)
+    counts = list(cast("Sequence[int]", blocks if several else (blocks,)))
     sizes = shape("in_shape", in_shape)
     if not counts or (len(counts) > 1 and len(sizes) != 3):
         raise InvalidOptionError(
