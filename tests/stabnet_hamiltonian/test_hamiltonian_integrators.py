@@ -365,6 +365,19 @@ def test_implicit_midpoint_says_where_no_midpoint_was_found():
         integrator(Stiff(), torch.ones(2, 4), (0.0, 1.0))
 
 
+@pytest.mark.parametrize("frequency", [1.9, 6.0, 20.0])
+def test_implicit_midpoint_makes_steps_that_are_no_contraction(frequency):
+    class Oscillator(nn.Module):
+        def forward(self, t: float, z: Tensor, u: Tensor | None = None) -> Tensor:
+            q, p = z.chunk(2, -1)
+            return torch.cat([p, -(frequency**2) * q], -1)
+
+    z = _random(3, 2)
+    states = ImplicitMidpoint(1.0)(Oscillator(), z, tuple(range(11))).states
+    energies = (frequency * states[..., 0]).square() + states[..., 1].square()
+    torch.testing.assert_close(energies, energies[:1].expand_as(energies), rtol=1e-11, atol=0)
+
+
 def test_implicit_midpoint_under_vmap_is_nan_where_no_midpoint_was_found():
     class Stiff(VectorField):
         state_shape, feature_shape = (2,), ()

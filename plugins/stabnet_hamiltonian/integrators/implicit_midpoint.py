@@ -29,8 +29,11 @@ __all__ = ["ImplicitMidpoint"]
 
 Part: TypeAlias = str | Mapping[str, Any] | nn.Module
 
-_TIGHT = {"name": "anderson", "tolerance": 1e-14, "max_evaluations": 100}
-"""As close as rounding allows: a step is as symplectic as its equation is solved."""
+_TIGHT = {"name": "broyden", "tolerance": 1e-14, "max_evaluations": 100}
+"""As close as rounding allows: a step is as symplectic as its equation is solved.
+
+Broyden's method finds midpoints of stiff steps, too, where Anderson acceleration goes in circles.
+"""
 
 
 @final
@@ -42,12 +45,12 @@ class ImplicitMidpoint(Integrator):
               z^+ = 2m - z, \quad m = z + \frac{h}{2} F\Bigl(t + \frac{h}{2}, m\Bigr)
 
     The midpoint ``m`` is found by a solver, and differentiated implicitly. The equation is a
-    contraction where :math:`h L < 2` for a field with the Lipschitz constant ``L``. Its own
-    inverse is the step of length ``-h``.
+    contraction where :math:`h L < 2` for a field with the Lipschitz constant ``L``; longer steps
+    often succeed. Its own inverse is the step of length ``-h``.
 
     Args:
         step_size: the longest step, positive.
-        solver: finds the midpoint; Anderson acceleration to rounding if ``None``. Looser ones are
+        solver: finds the midpoint; Broyden's method to rounding if ``None``. Looser ones are
             faster, and symplectic to their tolerance only.
 
     Raises:
