@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stabnet import InvalidInputError
 from stabnet.interfaces import Features
 from stabnet.monitors import jacobian_norms
 
@@ -52,8 +53,13 @@ def reconstruction_error(
         iterations: of the power iteration, per block.
 
     Raises:
-        InvalidInputError: for states that the chain does not take.
+        InvalidInputError: for what is no chain, or states that it does not take.
     """
+    if not isinstance(chain, Reversible):
+        raise InvalidInputError(
+            f"reconstruction_error takes a Reversible, which a model has among its "
+            f"model.dynamics.stages; got {type(chain).__name__}"
+        )
     norms = jacobian_norms(chain, z, iterations, u=u)
     states = [z]
     for block in chain.blocks:

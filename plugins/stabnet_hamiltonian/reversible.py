@@ -148,7 +148,7 @@ class Reversible(Block):
         """Return the states behind the last block.
 
         Raises:
-            InvalidInputError: for states of another shape.
+            InvalidInputError: for states of another shape, or features that are no tensors.
         """
         if tuple(z.shape[1:]) != self.state_shape:
             raise InvalidInputError(
@@ -159,6 +159,10 @@ class Reversible(Block):
             chain = self._chain()
             named = chain.parameters()
             features = () if u is None else u if isinstance(u, tuple) else (u,)
+            if not all(isinstance(f, Tensor) for f in features):
+                raise InvalidInputError(
+                    f"features are a tensor or a tuple of tensors; got {type(u).__name__}"
+                )
             arguments = (z, *features, *distinct(named))
             if any(a.requires_grad for a in arguments):
                 several = isinstance(u, tuple)

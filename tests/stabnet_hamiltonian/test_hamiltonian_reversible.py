@@ -345,3 +345,7 @@ def test_what_is_no_chain_is_refused():
         stabnet.build("reversible", kind="block", state_shape=(4,), block=block)
     with pytest.raises(stabnet.InvalidInputError, match=r"\(batch, 4\)"):
         Reversible([block])(torch.zeros(2, 6))
+    with pytest.raises(stabnet.InvalidInputError, match="got list"):
+        Reversible([block])(torch.zeros(2, 4), [torch.zeros(2, 3)])
+    with pytest.raises(stabnet.InvalidInputError, match="got Hamiltonian"):
+        reconstruction_error(block, torch.zeros(2, 4))
