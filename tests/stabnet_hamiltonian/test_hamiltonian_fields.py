@@ -189,6 +189,14 @@ def test_options_out_of_range_are_refused(build, options, message):
         build(**options)
 
 
+def test_hidden_without_an_energy_of_one_layer_is_refused():
+    with pytest.raises(stabnet.InvalidOptionError, match="Give it to the potential"):
+        HamiltonianField((4,), potential="icnn", hidden=8)
+    SeparableHamiltonian((4,), potential="icnn", hidden=8)
+    with pytest.raises(stabnet.InvalidOptionError, match="Give it to the potential"):
+        SeparableHamiltonian((4,), potential="icnn", kinetic_potential="quadratic", hidden=8)
+
+
 def test_field_works_in_a_flow_that_starts_at_its_features():
     flow = stabnet.Flow(
         SeparableHamiltonian((4,)),

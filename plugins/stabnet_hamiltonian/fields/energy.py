@@ -26,6 +26,7 @@ __all__ = [
     "Energy",
     "LayerEnergy",
     "Part",
+    "check_used",
     "energy",
     "gradient",
     "value",
@@ -210,6 +211,19 @@ def energy(
             f"got {type(built).__name__}{'' if own == state_shape else f' of states {own}'}"
         )
     return built
+
+
+def check_used(hidden: int | None, *parts: Part | None) -> None:
+    """Check that ``hidden`` belongs to an energy of one layer, which there is if a part is not.
+
+    Raises:
+        InvalidOptionError: otherwise.
+    """
+    if hidden is not None and None not in parts:
+        raise InvalidOptionError(
+            f"hidden={hidden} is for energies of one layer, of which the field has none. Give it "
+            "to the potential, as in {'name': …, 'hidden': …}, if that has such an option"
+        )
 
 
 def gradient(

@@ -14,7 +14,7 @@ from stabnet.interfaces import Features, Guarantee, VectorField
 from ..scheme import halves
 from ._guarantees import flow_guarantees
 from ._states import check_state, driving_features, feature_sizes, phase_shape
-from .energy import Part, energy, gradient, value
+from .energy import Part, check_used, energy, gradient, value
 
 __all__ = ["HamiltonianField"]
 
@@ -63,6 +63,7 @@ class HamiltonianField(VectorField):
         super().__init__()
         self.state_shape, _ = phase_shape(state_shape)
         self.feature_shape = feature_sizes(feature_shape, takes_features=potential is not None)
+        check_used(hidden, potential)
         self.potential = energy(potential, self.state_shape, hidden, kernel_size, activation)
 
     def forward(

@@ -14,7 +14,7 @@ from stabnet.interfaces import Features, Guarantee, VectorField
 from ..scheme import halves
 from ._guarantees import flow_guarantees
 from ._states import check_state, driving_features, feature_sizes, phase_shape
-from .energy import Part, energy, gradient, value
+from .energy import Part, check_used, energy, gradient, value
 
 __all__ = ["SeparableHamiltonian"]
 
@@ -71,6 +71,7 @@ class SeparableHamiltonian(VectorField):
         self.state_shape, half = phase_shape(state_shape)
         chosen = kinetic_potential is not None or potential is not None
         self.feature_shape = feature_sizes(feature_shape, takes_features=chosen)
+        check_used(hidden, kinetic_potential, potential)
         self.kinetic_potential = energy(kinetic_potential, half, hidden, kernel_size, activation)
         self.potential = energy(potential, half, hidden, kernel_size, activation)
 
