@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -79,8 +79,12 @@ def hamiltonian_net(
     References:
         [SNN] section 4, (22)–(28).
     """
-    several = isinstance(blocks, Sequence) and not isinstance(blocks, str)
-    counts = list(cast("Sequence[int]", blocks if several else (blocks,)))
+    if isinstance(blocks, str) or not isinstance(blocks, (int, Sequence)):
+        raise InvalidOptionError(
+            f"blocks={blocks!r} must be a whole number or, for images, a list of one number for "
+            "each resolution, such as [2, 30]"
+        )
+    counts = [blocks] if isinstance(blocks, int) else list(blocks)
     sizes = shape("in_shape", in_shape)
     if not counts or (len(counts) > 1 and len(sizes) != 3):
         raise InvalidOptionError(
