@@ -105,9 +105,10 @@ class Walk(nn.Module):
             kept, again = run(self.blocks, every, kept[0], u)
             if float(_difference(again, end, end)) > tolerance:
                 raise ConvergenceError(
-                    "a reversible chain does not map the same state to the same state again: its "
-                    "blocks are random, or were changed after the forward pass, and cannot be "
-                    "inverted. Leave them as they are, or set stored=True"
+                    "a reversible chain does not map the same state to the same state again, and "
+                    "cannot be inverted: its blocks are random, change whenever they run (as with "
+                    "spectral_norm in training mode), or were changed after the forward pass. "
+                    "Leave them as they are, or set stored=True"
                 )
             warnings.warn(
                 f"states of a reversible chain were reconstructed with a relative error of "

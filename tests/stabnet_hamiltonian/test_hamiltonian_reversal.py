@@ -10,7 +10,7 @@ import torch
 from stabnet_hamiltonian import Hamiltonian, Reversible, SeparableHamiltonian
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import orthogonal
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm
 
 import stabnet
 
@@ -260,6 +260,16 @@ def test_weights_cached_by_a_parametrization_get_their_gradient():
     with parametrize.cached():
         found = gradients(net, states())
     assert_close(found, stored_gradients(net, states()))
+
+
+def test_weights_that_change_whenever_they_are_used_are_refused_until_they_rest():
+    net = chain()
+    for block in net.blocks:
+        spectral_norm(block.vector_field.potential)
+    with pytest.raises(stabnet.ConvergenceError, match="spectral_norm in training mode"):
+        gradients(net, states())
+    net.eval()
+    assert_close(gradients(net, states()), stored_gradients(net, states()))
 
 
 def replicated(module: nn.Module) -> nn.Module:
