@@ -263,7 +263,7 @@ def test_weights_cached_by_a_parametrization_get_their_gradient():
 
 
 def test_weights_that_change_whenever_they_are_used_are_refused_until_they_rest():
-    net = chain()
+    net = chain(20)
     for block in net.blocks:
         spectral_norm(block.vector_field.potential)
     with pytest.raises(stabnet.ConvergenceError, match="spectral_norm in training mode"):
