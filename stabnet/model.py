@@ -219,13 +219,19 @@ class StabilityModel(nn.Module):
             return velocity
 
     def guarantees(self) -> list[Guarantee]:
-        """Return the guarantees of all parts, as the model stands."""
-        return [
-            guarantee.of(name)
-            for name, module in self.named_modules()
-            if module is not self and isinstance(module, Guaranteed)
-            for guarantee in module.guarantees()
-        ]
+        """Return the guarantees of all parts, as the model stands.
+
+        A part that speaks for the parts inside it (``covers_parts``) does so alone.
+        """
+        found: list[Guarantee] = []
+        covered: tuple[str, ...] = ()
+        for name, module in self.named_modules():  # a part before those inside it
+            if module is self or name.startswith(covered) or not isinstance(module, Guaranteed):
+                continue
+            found += [guarantee.of(name) for guarantee in module.guarantees()]
+            if getattr(module, "covers_parts", False):
+                covered += (f"{name}.",)
+        return found
 
     @property
     def config(self) -> dict[str, Any]:

@@ -36,7 +36,12 @@ __all__ = [
 
 @runtime_checkable
 class Guaranteed(Protocol):
-    """A part that can say what is guaranteed about it."""
+    """A part that can say what is guaranteed about it.
+
+    One with an attribute ``covers_parts = True`` speaks for the parts inside it, too: what they
+    guarantee by themselves is not listed beside it, for it may not be what the whole does with them
+    (the energy that a field keeps, and a step of it does not).
+    """
 
     def guarantees(self) -> Sequence[Guarantee]:
         """Return the guarantees that hold for the part as it stands."""

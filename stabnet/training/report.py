@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..interfaces import Guarantee, Guaranteed, Integrator
@@ -182,16 +183,19 @@ def _guarantees(result: FitResult) -> str:
     found: list[Guarantee] = list(model.guarantees()) if isinstance(model, Guaranteed) else []
     if not found:
         return f"{title}\n\nThe model states none."
+    parts: dict[Guarantee, list[str]] = {}
+    for g in found:
+        parts.setdefault(replace(g, part=""), []).append(g.part or "model")
     rows = [
         (
-            g.part or "model",
+            named[0] + (f" and {len(named) - 1} like it" if len(named) > 1 else ""),
             g.status,
             g.claim,
             f"`{g.formula}`",
             "; ".join([*g.assumptions, *([g.detail] if g.detail else [])]) or "none",
             g.source,
         )
-        for g in found
+        for g, named in parts.items()
     ]
     header = ("part", "status", "claim", "formula", "assumptions and detail", "source")
     note = (

@@ -209,6 +209,14 @@ def test_guarantees_name_their_part_and_never_promise_robustness():
     json.dumps([g.to_dict() for g in guarantees])
 
 
+def test_a_part_that_covers_its_parts_speaks_alone():
+    model = _model(projection="flow")
+    alone = [g for g in model.guarantees() if not g.part.startswith("dynamics.stages.1.")]
+    assert len(alone) < len(model.guarantees())
+    model.dynamics.stages[1].covers_parts = True
+    assert model.guarantees() == alone
+
+
 def test_single_samples_and_mixed_precision_work():
     model = _model().eval()
     x = torch.rand(4, 1, 8, 8)

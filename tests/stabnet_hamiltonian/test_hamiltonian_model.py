@@ -42,6 +42,29 @@ def test_map_from_the_first_state_to_the_last_is_symplectic(steps):
     assert size > 1
 
 
+def test_states_begin_at_the_features_of_a_backbone():
+    net = image_net(backbone={"name": "linear", "width": 5}, width=None, blocks=2)
+    x = torch.rand(3, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    u = net.features(x)
+    state = net.solve(x).stages[0].state
+    assert state.shape == (3, 6)
+    torch.testing.assert_close(state[:, [0, 1, 2, 3, 4]], u)
+    net(x).square().sum().backward()
+    assert all(p.grad.any() for p in net.backbone.parameters())
+    with pytest.raises(stabnet.InvalidOptionError, match=r"features of shape \(5,\) have only one"):
+        image_net(backbone={"name": "linear", "width": 5})
+
+
+def test_blocks_speak_for_their_fields_whose_energy_a_step_does_not_keep():
+    guarantees = image_net().guarantees()
+    assert all("energy" not in g.claim for g in guarantees)
+    blocks = [g.part for g in guarantees if "symplectic" in g.claim]
+    assert blocks == [
+        *(f"dynamics.stages.1.blocks.{i}" for i in range(3)),
+        *(f"dynamics.stages.3.blocks.{i}" for i in range(2)),
+    ]
+
+
 def test_gradients_equal_those_of_stored_activations():
     x = torch.rand(5, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
     found = []

@@ -138,6 +138,19 @@ def test_the_report_tells_accuracy_data_solves_and_guarantees(uninterrupted):
     assert "bare state dict" not in report
 
 
+def test_the_report_names_parts_with_the_same_guarantee_once(tmp_path):
+    x, y = torch.rand(40, 2), torch.arange(40) % 2
+    data = stabnet.data.from_tensors(x, y, x[:10], y[:10], name="points", num_outputs=2)
+    torch.manual_seed(0)
+    model = stabnet.build("hamiltonian_net", in_shape=(2,), num_outputs=2, width=4, blocks=5)
+    result = stabnet.training.fit(
+        model, stabnet.data.split(data), epochs=1, run_dir=tmp_path / "run", progress=False
+    )
+    report = result.report.read_text()
+    assert report.count("the Jacobian of the block in the state is symplectic") == 1
+    assert "dynamics.stages.1.blocks.0 and 4 like it" in report
+
+
 def test_the_learning_rate_falls_along_a_cosine_over_all_steps(uninterrupted):
     rates = [r["learning_rate"] for r in uninterrupted.history]
     expected = [0.05 * (1 + np.cos(np.pi * e / 3)) / 2 for e in range(3)]

@@ -87,6 +87,8 @@ class Hamiltonian(Block):
         [SNN] (22)–(28).
     """
 
+    covers_parts = True  # what a field guarantees is of its exact flow, and not of a step
+
     def __init__(
         self,
         vector_field: VectorField,

@@ -25,6 +25,7 @@ def hamiltonian_net(
     *,
     in_shape: Sequence[int],
     num_outputs: int,
+    backbone: str | Mapping[str, Any] | nn.Module = "identity",
     width: int | None = None,
     blocks: int | Sequence[int] = 12,
     vector_field: Part = "separable_hamiltonian",
@@ -39,11 +40,11 @@ def hamiltonian_net(
 ) -> StabilityModel:
     r"""Build a network of Hamiltonian blocks for vectors or images.
 
-    Inputs are lifted to states ``(q, p)`` by zeros; blocks :math:`\Phi_i` follow, each one step of
-    a symplectic scheme on a field of its own; the head reads off the last state. Images are halved
-    between resolutions by turning patches of 2 × 2 pixels into channels, the same orthogonal map
-    for ``q`` and ``p``, which is symplectic too. So where fields are Hamiltonian, every Jacobian
-    from one state to a later one is symplectic, and has an operator norm of at least 1. In
+    Features are lifted to states ``(q, p)`` by zeros; blocks :math:`\Phi_i` follow, each one step
+    of a symplectic scheme on a field of its own; the head reads off the last state. Images are
+    halved between resolutions by turning patches of 2 × 2 pixels into channels, the same orthogonal
+    map for ``q`` and ``p``, which is symplectic too. So where fields are Hamiltonian, every
+    Jacobian from one state to a later one is symplectic, and has an operator norm of at least 1. In
     training, states are recomputed by inverting the blocks: memory grows with the number of
     resolutions, not with that of blocks.
 
@@ -55,7 +56,9 @@ def hamiltonian_net(
     Args:
         in_shape: shape of one input, ``(n,)`` or ``(channels, height, width)``.
         num_outputs: number of classes or values.
-        width: entries (channels) of the first state, even; as few as the input allows if ``None``.
+        backbone: maps an input to the features that the first state is made of; the input itself
+            by default. Nothing is claimed of it, and its own activations are stored.
+        width: entries (channels) of the first state, even; as few as features allow if ``None``.
             Each halving of an image makes four times as many.
         blocks: how many blocks; for images a sequence of one number per resolution.
         vector_field: the field of every block, separable.
@@ -70,7 +73,7 @@ def hamiltonian_net(
         std: standard deviation per channel.
 
     Returns:
-        The model, with the identity as backbone and a stack as dynamics.
+        The model, with a stack as dynamics.
 
     Raises:
         InvalidOptionError: for options out of range, images that cannot be halved so often, or a
@@ -86,10 +89,12 @@ def hamiltonian_net(
         )
     counts = [blocks] if isinstance(blocks, int) else list(blocks)
     sizes = shape("in_shape", in_shape)
-    if not counts or (len(counts) > 1 and len(sizes) != 3):
+    encoder = stabnet.build(backbone, kind="backbone", in_shape=sizes)
+    features = tuple(encoder.out_shape)
+    if not counts or (len(counts) > 1 and len(features) != 3):
         raise InvalidOptionError(
-            f"blocks={blocks}: one number of blocks is needed for each resolution, and inputs of "
-            f"shape {sizes} have {'at least' if len(sizes) == 3 else 'only'} one"
+            f"blocks={blocks}: one number of blocks is needed for each resolution, and features of "
+            f"shape {features} have {'at least' if len(features) == 3 else 'only'} one"
         )
     if isinstance(vector_field, nn.Module):
         raise InvalidOptionError(
@@ -102,7 +107,7 @@ def hamiltonian_net(
         "scheme": scheme,
         "step_size": step_size,
     }
-    lift = PhaseLift(sizes, width)
+    lift = PhaseLift(features, width)
     stages: list[Block] = [lift]
     state = lift.out_shape
     for index, count in enumerate(counts):
@@ -122,8 +127,7 @@ def hamiltonian_net(
                 tolerance=tolerance,
             )
         )
-    backbone = stabnet.build("identity", kind="backbone", in_shape=sizes)
     readout = stabnet.build(
         head, kind="head", in_features=math.prod(state), num_outputs=num_outputs
     )
-    return StabilityModel(sizes, num_outputs, backbone, Stack(stages), readout, mean, std)
+    return StabilityModel(sizes, num_outputs, encoder, Stack(stages), readout, mean, std)
