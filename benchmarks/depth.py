@@ -11,8 +11,8 @@ and *checkpoint, each* a checkpoint around every block; both without the state o
 which nothing here needs, and not reentrant, as torch advises: reentrant ones take less time where
 states are small, but have no gradients for ``torch.autograd.grad``. All ways share their
 parameters, and every run compares their gradients, in both precisions. The gradients of a block are
-formulas in closed form where the chain is reversible, and autograd's in the other ways: reversible
-chains of fields without such formulas take longer than what is measured here.
+formulas in closed form where the chain is reversible, and autograd's in the other ways; those of
+potentials of the registry, of which *icnn* is measured, are autograd's in all ways.
 
 *Saved* bytes are those of all storages that autograd holds for the backward pass after the forward
 pass, each counted once, parameters left out; of *checkpoint, √depth* they include the activations
@@ -66,6 +66,7 @@ class Case:
         depths: numbers of blocks at which saved bytes are counted.
         timed: those of them at which a whole step is run.
         compared: number of blocks at which gradients are compared.
+        potential: K and U of every block, by name; energies of one layer if empty.
     """
 
     state_shape: tuple[int, ...]
@@ -74,6 +75,7 @@ class Case:
     depths: tuple[int, ...] = DEPTHS
     timed: tuple[int, ...] = DEPTHS
     compared: int = 200
+    potential: str = ""
 
 
 @final
@@ -89,7 +91,10 @@ class Problem:
 
     def __init__(self, case: Case, depth: int, device: torch.device, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        step = {"name": "hamiltonian", "scheme": case.scheme}
+        field: dict[str, Any] = {"name": "separable_hamiltonian"}
+        if case.potential:
+            field |= {"kinetic_potential": case.potential, "potential": case.potential}
+        step = {"name": "hamiltonian", "vector_field": field, "scheme": case.scheme}
         options: dict[str, Any] = {"state_shape": case.state_shape, "block": step, "depth": depth}
         chain = stabnet.build("reversible", kind="block", **options).to(device, dtype)
         self.blocks = cast("list[Block]", list(chain.blocks))
@@ -199,6 +204,7 @@ def cases(quick: bool) -> list[Case]:
         Case((64,), 128, leapfrog, (50, 200, 800), (50, 200)),
         Case((512,), 128, leapfrog, (50, 800), (50,)),
         Case((16, 14, 14), 32, leapfrog, (50, 800), (50,)),
+        Case((64,), 128, euler, (50, 800), (50,), 50, "icnn"),
     ]
 
 

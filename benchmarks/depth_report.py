@@ -22,7 +22,8 @@ GROWTH = 1.1
 
 def title(case: dict[str, Any]) -> str:
     """Return what a case is called."""
-    return f"{' × '.join(map(str, case['state_shape']))}, {case['scheme']}"
+    parts = [" × ".join(map(str, case["state_shape"])), case["scheme"], case["potential"]]
+    return ", ".join(filter(None, parts))
 
 
 def growth(case: dict[str, Any], name: str) -> float:
@@ -136,8 +137,8 @@ def _notes(record: dict[str, Any]) -> list[str]:
         " again. Both are not reentrant, as torch advises; reentrant ones take less time where"
         " states are small, but have no gradients for `torch.autograd.grad`.",
         "- Reversible chains take the gradients of a block from formulas in closed form, the other"
-        " ways from autograd. Of fields without such formulas (other potentials, parametrized"
-        " weights, autocast) they take longer than here.",
+        " ways from autograd. Where there are no such formulas (potentials of the registry, such as"
+        " icnn, parametrized weights, autocast) reversible chains use autograd, too.",
         "- Times are of all ways in turn, "
         + ", ".join(f"{count} each at depth {depths}" for count, depths in _counts(record).items())
         + ". Other processes slow what uses caches and memory most, and so shift ratios; those of"
@@ -160,7 +161,8 @@ def _counts(record: dict[str, Any]) -> dict[int, str]:
 def plot(record: dict[str, Any], path: Path) -> None:
     """Plot saved bytes of all shapes; peak and time of the first case; times of all over stored."""
     first, *_ = record["cases"]
-    cases = [case for case in record["cases"] if case["scheme"] == first["scheme"]]
+    same = ("scheme", "potential")
+    cases = [case for case in record["cases"] if all(case[n] == first[n] for n in same)]
     figure = Figure(figsize=(4 * max(len(cases), 3), 7.5), layout="constrained")
     axes = figure.subplots(2, max(len(cases), 3), squeeze=False)
     for axis, case in zip(axes[0], cases, strict=False):

@@ -25,17 +25,18 @@ __all__ = ["has_closed_form", "layer_gradient"]
 
 _aten = torch.ops.aten
 
-_Slope = Callable[[Tensor, Tensor], Tensor]
+_Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _ACTIVATIONS: Mapping[str, tuple[Callable[[Tensor], Tensor], _Slope]] = MappingProxyType(
     {
-        "tanh": (torch.tanh, _aten.tanh_backward),
-        "sigmoid": (torch.sigmoid, _aten.sigmoid_backward),
-        "relu": (F.relu, lambda g, y: _aten.threshold_backward(g, y, 0)),
-        "identity": (lambda a: a, lambda g, y: g),
+        "tanh": (torch.tanh, lambda g, a, y: _aten.tanh_backward(g, y)),
+        "sigmoid": (torch.sigmoid, lambda g, a, y: _aten.sigmoid_backward(g, y)),
+        "relu": (F.relu, lambda g, a, y: _aten.threshold_backward(g, y, 0)),
+        "sin": (torch.sin, lambda g, a, y: g * a.cos()),
+        "identity": (lambda a: a, lambda g, a, y: g),
     }
 )
-"""``σ`` and ``(g, y) ↦ σ'(a) ⊙ g``, where that is a function of ``y = σ(a)``."""
+"""``σ`` and ``(g, a, y) ↦ σ'(a) ⊙ g``, where ``y = σ(a)``."""
 
 
 def has_closed_form(energy: LayerEnergy, x: Tensor) -> bool:
@@ -44,7 +45,7 @@ def has_closed_form(energy: LayerEnergy, x: Tensor) -> bool:
     # and it is autograd that follows the casts of autocast.
     own = "weight" in energy._parameters and "bias" in energy._parameters
     autocast = torch.is_autocast_enabled(x.device.type)
-    return own and energy.activation in _ACTIVATIONS and not autocast
+    return own and not autocast
 
 
 def layer_gradient(
@@ -64,15 +65,17 @@ def layer_gradient(
     sigma, slope = _ACTIVATIONS[energy.activation]
     dense, padding = weight.ndim == 2, weight.shape[-1] // 2
     if dense:
-        y = sigma(F.linear(x, weight, bias))
+        a = F.linear(x, weight, bias)
+        y = sigma(a)
         value = y @ weight
     else:
-        y = sigma(F.conv2d(x, weight, bias, padding=padding))
+        a = F.conv2d(x, weight, bias, padding=padding)
+        y = sigma(a)
         value = F.conv_transpose2d(y, weight, padding=padding)
 
     def pull(g: Tensor) -> tuple[Tensor | None, ...]:
         hidden = F.linear(g, weight) if dense else F.conv2d(g, weight, padding=padding)
-        delta = slope(hidden, y)
+        delta = slope(hidden, a, y)
         towards = delta @ weight if dense else F.conv_transpose2d(delta, weight, padding=padding)
         found: list[Tensor | None] = []
         for other in others:
