@@ -127,7 +127,14 @@ def test_targets_are_judged(benchmark):
         for depth, saved in ((50, 10), (100, 10), (800, 12))
     ]
     del rows[2]["seconds"], rows[2]["peak"]
-    case = {"state_shape": [64], "batch": 128, "scheme": "leapfrog", "rows": rows, "compared": 200}
+    case = {
+        "state_shape": [64],
+        "batch": 128,
+        "scheme": "leapfrog",
+        "potential": "",
+        "rows": rows,
+        "compared": 200,
+    }
     differences = {"float32": {"reversible": 1e-4}, "float64": {"reversible": 1e-9}}
     record = {"setting": "here", "cases": [case | {"differences": differences}]}
     record["targets"] = benchmark.verdicts(record)
