@@ -31,7 +31,7 @@ from torch.nn.utils import parametrize
 
 import stabnet
 from stabnet import InvalidInputError, InvalidOptionError
-from stabnet.interfaces import Block, Features, Invertible
+from stabnet.interfaces import Block, Features, Invertible, check_block_state
 from stabnet.values import flag, number, whole
 
 from .reversal import Reversal
@@ -150,11 +150,7 @@ class Reversible(Block):
         Raises:
             InvalidInputError: for states of another shape, or features that are no tensors.
         """
-        if tuple(z.shape[1:]) != self.state_shape:
-            raise InvalidInputError(
-                f"states have shape {tuple(z.shape)}; the chain takes (batch, "
-                f"{', '.join(map(str, self.state_shape))})"
-            )
+        check_block_state(z, self.state_shape)
         if torch.is_grad_enabled() and not self._stores():
             chain = self._chain()
             named = chain.parameters()

@@ -28,6 +28,7 @@ from .capabilities import (
 from .cell import Cell
 from .dynamics import Dynamics
 from .guarantee import Guarantee, Status
+from .inputs import check_block_state, check_field_state, driving_features
 from .integrator import Integrator, RightHandSide, Trajectory
 from .objective import Objective
 from .potential import Context, Potential
@@ -76,6 +77,9 @@ __all__ = [
     "Status",
     "Trajectory",
     "VectorField",
+    "check_block_state",
+    "check_field_state",
+    "driving_features",
     "is_composed_of_blocks",
     "is_descending",
     "lift_features",

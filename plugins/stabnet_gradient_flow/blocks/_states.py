@@ -1,15 +1,13 @@
-"""What all blocks share: checks of shapes."""
+"""What blocks share: the shapes of their states."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from stabnet import InvalidInputError, InvalidOptionError
+from stabnet import InvalidOptionError
 from stabnet.values import shape
 
-__all__ = ["check_state", "image_shape", "state_sizes"]
+__all__ = ["image_shape", "state_sizes"]
 
 
 def state_sizes(block: str, state_shape: Sequence[int]) -> tuple[int, ...]:
@@ -40,12 +38,3 @@ def image_shape(block: str, state_shape: Sequence[int]) -> tuple[int, int, int]:
             f"state_shape={sizes}"
         )
     return sizes[0], sizes[1], sizes[2]
-
-
-def check_state(z: Tensor, state_shape: tuple[int, ...]) -> None:
-    """Raise :class:`stabnet.InvalidInputError` for states of another shape than the block's."""
-    if tuple(z.shape[1:]) != state_shape:
-        raise InvalidInputError(
-            f"states have shape {tuple(z.shape)}; the block takes (batch, "
-            f"{', '.join(map(str, state_shape))})"
-        )

@@ -11,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet.bounds import lipschitz_product
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import whole
 
 from ..activations import Activation, check_features, feed_forward_activation
 from ..operators import Operator, PaddingMode, operator
 from ..rescaling import rescaled_rows
 from ._guarantees import check_finite, non_expansive
-from ._states import check_state
 
 __all__ = ["AOL", "aol"]
 
@@ -102,7 +101,7 @@ class AOL(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         out = self.operator(self._rescaled(), z, self.bias)
         return out if self.activation is None else self.activation(out)
 

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet.bounds import lipschitz_product
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import flag, whole
 
 from ..activations import check_features, feed_forward_activation
 from ..semi_orthogonal import SemiOrthogonal
 from ._guarantees import check_finite, non_expansive
-from ._states import check_state, state_sizes
+from ._states import state_sizes
 
 __all__ = ["Cayley"]
 
@@ -86,7 +86,7 @@ class Cayley(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         out = self.matrix.multiply(self.matrix(), z)
         if self.bias is not None:
             out = out + self.matrix.along(self.bias)

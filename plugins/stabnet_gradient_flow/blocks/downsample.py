@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stabnet import InvalidOptionError
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import whole
 
-from ._states import check_state, image_shape
+from ._states import image_shape
 from .lift import Project
 
 __all__ = ["Basis", "Downsample", "ProjectedDownsample", "downsample"]
@@ -96,7 +96,7 @@ class Downsample(Block):
         self, z: Float[Tensor, "batch c h w"], u: Features = None
     ) -> Float[Tensor, "batch c4 h2 w2"]:
         """Return the image at half its height and width."""
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         pixels = F.pixel_unshuffle(z, 2)
         if self.basis == "pixels":
             return pixels
@@ -107,7 +107,7 @@ class Downsample(Block):
         self, z: Float[Tensor, "batch c4 h2 w2"], u: Features = None
     ) -> Float[Tensor, "batch c h w"]:
         """Return the image that the block maps to ``z``."""
-        check_state(z, self.out_shape)
+        check_block_state(z, self.out_shape)
         if self.basis == "haar":
             z = torch.stack(_haar(*z.unflatten(1, (4, -1)).unbind(1)), 2).flatten(1, 2)
         return F.pixel_shuffle(z, 2)

@@ -9,10 +9,8 @@ from typing import final
 from jaxtyping import Float
 from torch import Tensor
 
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import shape
-
-from ._states import check_state
 
 __all__ = ["Flatten"]
 
@@ -40,14 +38,14 @@ class Flatten(Block):
         self, z: Float[Tensor, "batch ..."], u: Features = None
     ) -> Float[Tensor, "batch n"]:
         """Return the state as a vector."""
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         return z.flatten(1)
 
     def inverse(
         self, z: Float[Tensor, "batch n"], u: Features = None
     ) -> Float[Tensor, "batch ..."]:
         """Return the vector in the shape of the state."""
-        check_state(z, self.out_shape)
+        check_block_state(z, self.out_shape)
         return z.reshape(-1, *self.state_shape)
 
     def lipschitz_bound(self) -> float:

@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet.bounds import lipschitz_product
-from stabnet.interfaces import Block, Features
+from stabnet.interfaces import Block, Features, check_block_state
 
 from ..activations import monotone_activation
 from ..operators import PaddingMode, operator
-from ._states import check_state
 
 __all__ = ["FreeResidual"]
 
@@ -75,7 +74,7 @@ class FreeResidual(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         hidden = self.activation(self.operator(self.weight, z, self.bias))
         return z + self.operator.adjoint(self.outgoing, hidden)
 

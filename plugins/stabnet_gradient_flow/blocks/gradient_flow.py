@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
 from stabnet.bounds import gamma
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import flag, number, shape, whole
 
 from ..activations import monotone_activation
@@ -20,7 +20,6 @@ from ..gradient_step import gradient_step, growth_bound, step_scale
 from ..norms import NormEstimate
 from ..operators import Operator, PaddingMode, operator
 from ._guarantees import as_it_stands, check_finite
-from ._states import check_state
 
 __all__ = ["GradientFlow", "gradient_flow", "gradient_flow_conv"]
 
@@ -185,7 +184,7 @@ class GradientFlow(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         scale, count = self._schedule(self.norm(self.weight))
         if count is None:
             return self._step(scale, z)

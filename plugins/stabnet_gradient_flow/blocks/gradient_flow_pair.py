@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stabnet import InvalidInputError
 from stabnet.bounds import gamma
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import number
 
 from ..activations import monotone_activation
@@ -22,7 +22,6 @@ from ..gradient_step import gradient_step, growth_bound, step_scale
 from ..norms import NormEstimate
 from ..operators import PaddingMode, operator
 from ._guarantees import as_it_stands, check_finite
-from ._states import check_state
 
 __all__ = ["GradientFlowPair"]
 
@@ -113,7 +112,7 @@ class GradientFlowPair(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         y = z + gradient_step(
             self.operator,
             self.weight,

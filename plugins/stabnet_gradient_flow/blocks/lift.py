@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stabnet import InvalidOptionError
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import whole
 
-from ._states import check_state, state_sizes
+from ._states import state_sizes
 
 __all__ = ["Lift", "Project"]
 
@@ -48,7 +48,7 @@ class Lift(Block):
         self, z: Float[Tensor, "batch c ..."], u: Features = None
     ) -> Float[Tensor, "batch more ..."]:
         """Return the state with zeros behind it."""
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         appended = self.out_shape[0] - self.state_shape[0]
         return F.pad(z, (*[0, 0] * (len(self.state_shape) - 1), 0, appended))
 
@@ -102,7 +102,7 @@ class Project(Block):
         self, z: Float[Tensor, "batch c ..."], u: Features = None
     ) -> Float[Tensor, "batch fewer ..."]:
         """Return the first channels of the state."""
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         return z[:, : self.out_shape[0]]
 
     def lipschitz_bound(self) -> float:

@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet.bounds import lipschitz_product
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import whole
 
 from ..activations import monotone_activation
 from ..cayley_map import saturated
 from ..semi_orthogonal import SemiOrthogonal
 from ._guarantees import check_finite, non_expansive
-from ._states import check_state, state_sizes
+from ._states import state_sizes
 
 __all__ = ["Sandwich"]
 
@@ -98,7 +98,7 @@ class Sandwich(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         matrices, outgoing = self.matrix(), self.out_shape[0]
         transposed_a, transposed_b = matrices[..., :outgoing, :], matrices[..., outgoing:, :]
         # With Ψ/√2 both roots become one factor 2, which does not round; and multiplied by and

@@ -11,10 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import InvalidInputError, InvalidOptionError
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import number, shape
-
-from ._states import check_state
 
 __all__ = ["Scale"]
 
@@ -75,7 +73,7 @@ class Scale(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         return self._clamped() * z
 
     def lipschitz_bound(self) -> float:

@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 
 from ..activations import Activation, monotone_activation
 from ..operators import Operator, PaddingMode, operator
 from ..rescaling import rescaled_rows
 from ._guarantees import check_finite, non_expansive
-from ._states import check_state
 
 __all__ = ["SLL", "sll"]
 
@@ -101,7 +100,7 @@ class SLL(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        check_state(z, self.state_shape)
+        check_block_state(z, self.state_shape)
         weight, norms = rescaled_rows(self.weight, self.log_q)
         scale, bias = self.operator.along(norms), self.operator.along(self.bias)
         hidden = torch.addcmul(bias, self.operator(weight, z), scale)

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import stabnet
-from stabnet import InvalidInputError, InvalidOptionError
-from stabnet.interfaces import Block, Features, Guarantee, VectorField
+from stabnet import InvalidOptionError
+from stabnet.interfaces import Block, Features, Guarantee, VectorField, check_block_state
 from stabnet.values import number
 
 from ..fields._guarantees import symplectic_status
@@ -121,7 +121,7 @@ class Hamiltonian(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        self._check(z)
+        check_block_state(z, self.state_shape)
         field = self.vector_field
         assert is_separable(field)
         return step(self._moves, field, self.time, z, self.step_size, self._features(u))
@@ -134,7 +134,7 @@ class Hamiltonian(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        self._check(z)
+        check_block_state(z, self.state_shape)
         field = self.vector_field
         assert is_separable(field)
         return inverse_step(self._moves, field, self.time, z, self.step_size, self._features(u))
@@ -158,7 +158,7 @@ class Hamiltonian(Block):
         Raises:
             InvalidInputError: for states of another shape.
         """
-        self._check(z)
+        check_block_state(z, self.state_shape)
         given = () if u is None else u if isinstance(u, tuple) else (u,)
         others = [t for t in (*given, *self.parameters()) if t.requires_grad]
         field = self.vector_field
@@ -204,10 +204,3 @@ class Hamiltonian(Block):
     def _features(self, u: Features) -> Features:
         """Return what the field is driven by: the features, unless it is autonomous."""
         return u if self.vector_field.feature_shape else None
-
-    def _check(self, z: Tensor) -> None:
-        if tuple(z.shape[1:]) != self.state_shape:
-            raise InvalidInputError(
-                f"states have shape {tuple(z.shape)}; the block takes (batch, "
-                f"{', '.join(map(str, self.state_shape))})"
-            )

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stabnet import InvalidInputError, InvalidOptionError
-from stabnet.interfaces import Block, Features, Guarantee
+from stabnet import InvalidOptionError
+from stabnet.interfaces import Block, Features, Guarantee, check_block_state
 from stabnet.values import shape, whole
 
 __all__ = ["PhaseLift"]
@@ -59,11 +59,7 @@ class PhaseLift(Block):
         Raises:
             InvalidInputError: for inputs of another shape.
         """
-        if tuple(z.shape[1:]) != self.state_shape:
-            raise InvalidInputError(
-                f"states have shape {tuple(z.shape)}; the block takes (batch, "
-                f"{', '.join(map(str, self.state_shape))})"
-            )
+        check_block_state(z, self.state_shape)
         half, own = self.out_shape[0] // 2, self.state_shape[0]
         positions = (own + 1) // 2
         q, p = z[:, :positions], z[:, positions:]

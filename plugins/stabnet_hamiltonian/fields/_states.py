@@ -1,16 +1,13 @@
-"""What the Hamiltonian fields share: the shapes of their states, and checks of their inputs."""
+"""What the Hamiltonian fields share: the shapes of their states and features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from stabnet import InvalidInputError, InvalidOptionError
-from stabnet.interfaces import Features
+from stabnet import InvalidOptionError
 from stabnet.values import shape
 
-__all__ = ["check_state", "driving_features", "feature_sizes", "phase_shape"]
+__all__ = ["feature_sizes", "phase_shape"]
 
 
 def phase_shape(state_shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -42,34 +39,3 @@ def feature_sizes(feature_shape: Sequence[int] | None, takes_features: bool) -> 
             "a potential that takes features"
         )
     return sizes
-
-
-def check_state(z: Tensor, state_shape: tuple[int, ...]) -> None:
-    """Check that ``z`` is one state, a batch of them, or a batch with samples.
-
-    Raises:
-        InvalidInputError: otherwise.
-    """
-    extra = z.ndim - len(state_shape)
-    if extra not in (0, 1, 2) or z.shape[extra:] != state_shape:
-        wanted = ", ".join(map(str, state_shape))
-        raise InvalidInputError(
-            f"expected states (batch, {wanted}) or (batch, samples, {wanted}); got {tuple(z.shape)}"
-        )
-
-
-def driving_features(u: Features, feature_shape: tuple[int, ...]) -> Tensor | None:
-    """Return the features of a field, ``None`` for one that is autonomous.
-
-    Raises:
-        InvalidInputError: unless they are one tensor of the shape that the field was built for.
-    """
-    if not feature_shape:
-        return None
-    wanted = f"features (batch, {', '.join(map(str, feature_shape))})"
-    if not isinstance(u, Tensor):
-        raise InvalidInputError(f"the field takes {wanted}; got {type(u).__name__}. Pass u")
-    extra = u.ndim - len(feature_shape)
-    if extra not in (0, 1) or u.shape[extra:] != feature_shape:
-        raise InvalidInputError(f"the field takes {wanted}; got {tuple(u.shape)}")
-    return u

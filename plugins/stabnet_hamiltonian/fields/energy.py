@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 import stabnet
 from stabnet import InvalidOptionError
-from stabnet.interfaces import Context, Potential
+from stabnet.interfaces import Context, Potential, check_field_state
 from stabnet.values import shape, whole
-
-from ._states import check_state
 
 __all__ = [
     "ACTIVATIONS",
@@ -159,12 +157,12 @@ class LayerEnergy(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """Evaluate ``E``, one value per state."""
-        check_state(x, self.state_shape)
+        check_field_state(x, self.state_shape)
         return self._functions.gamma(self._hidden(x)).flatten(-len(self.state_shape)).sum(-1)
 
     def gradient(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """Evaluate ``∇E``."""
-        check_state(x, self.state_shape)
+        check_field_state(x, self.state_shape)
         y = self._functions.sigma(self._hidden(x))
         if self.weight.ndim == 2:
             return y @ self.weight

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stabnet.interfaces import Features, Guarantee, VectorField
+from stabnet.interfaces import Features, Guarantee, VectorField, check_field_state, driving_features
 
 from ..scheme import halves
 from ._guarantees import flow_guarantees
-from ._states import check_state, driving_features, feature_sizes, phase_shape
+from ._states import feature_sizes, phase_shape
 from .energy import Part, check_used, energy, gradient, value
 
 __all__ = ["HamiltonianField"]
@@ -70,7 +70,7 @@ class HamiltonianField(VectorField):
         self, t: float | Tensor, z: Float[Tensor, "..."], u: Features = None
     ) -> Float[Tensor, "..."]:
         """Evaluate ``J∇H(z)``; see :class:`stabnet.interfaces.VectorField`."""
-        check_state(z, self.state_shape)
+        check_field_state(z, self.state_shape)
         features = driving_features(u, self.feature_shape)
         slopes = gradient(self.potential, z, features, len(self.state_shape))
         q_slope, p_slope, axis = halves(slopes, self)
@@ -78,7 +78,7 @@ class HamiltonianField(VectorField):
 
     def energy(self, z: Float[Tensor, "..."], u: Features = None) -> Float[Tensor, "..."]:
         """Return ``H(z)``, one value per state."""
-        check_state(z, self.state_shape)
+        check_field_state(z, self.state_shape)
         features = driving_features(u, self.feature_shape)
         return value(self.potential, z, features, len(self.state_shape))
 

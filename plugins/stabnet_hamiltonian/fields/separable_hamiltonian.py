@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stabnet.interfaces import Features, Guarantee, VectorField
+from stabnet.interfaces import Features, Guarantee, VectorField, check_field_state, driving_features
 
 from ..scheme import halves
 from ._guarantees import flow_guarantees
-from ._states import check_state, driving_features, feature_sizes, phase_shape
+from ._states import feature_sizes, phase_shape
 from .energy import Part, check_used, energy, gradient, value
 
 __all__ = ["SeparableHamiltonian"]
@@ -79,7 +79,7 @@ class SeparableHamiltonian(VectorField):
         self, t: float | Tensor, z: Float[Tensor, "..."], u: Features = None
     ) -> Float[Tensor, "..."]:
         """Evaluate ``(∇K(p), −∇U(q))``; see :class:`stabnet.interfaces.VectorField`."""
-        check_state(z, self.state_shape)
+        check_field_state(z, self.state_shape)
         q, p, axis = halves(z, self)
         moves = torch.broadcast_tensors(self.velocity(t, p, u), self.force(t, q, u))
         return torch.cat(moves, axis)
@@ -100,7 +100,7 @@ class SeparableHamiltonian(VectorField):
 
     def energy(self, z: Float[Tensor, "..."], u: Features = None) -> Float[Tensor, "..."]:
         """Return ``H(z)``, one value per state."""
-        check_state(z, self.state_shape)
+        check_field_state(z, self.state_shape)
         q, p, _ = halves(z, self)
         features, ndim = driving_features(u, self.feature_shape), len(self.state_shape)
         kinetic = value(self.kinetic_potential, p, features, ndim)

@@ -1,18 +1,15 @@
-"""The equilibrium of a field: a given point or each sample's features, and checks of its inputs."""
+"""The equilibrium of a field: a given point or each sample's features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch import Tensor
-
-from stabnet import InvalidInputError, InvalidOptionError
-from stabnet.interfaces import Features
+from stabnet import InvalidOptionError
 
 from .descent import Center, check_center
 
-__all__ = ["CenterOption", "check_state", "driving_features", "split_center"]
+__all__ = ["CenterOption", "split_center"]
 
 CenterOption = Sequence[Any] | Literal["features"] | None
 """A point, nested as a state or flat; each sample's features; or ``None`` for the origin."""
@@ -33,35 +30,3 @@ def split_center(
             f"center={center!r} is unknown; it is a point, 'features', or None for the origin"
         )
     return "potential", center
-
-
-def check_state(z: Tensor, state_shape: tuple[int, ...]) -> None:
-    """Check that ``z`` is one state, a batch of them, or a batch with samples.
-
-    Raises:
-        InvalidInputError: otherwise.
-    """
-    extra = z.ndim - len(state_shape)
-    if extra not in (0, 1, 2) or z.shape[extra:] != state_shape:
-        wanted = ", ".join(map(str, state_shape))
-        raise InvalidInputError(
-            f"the field takes states (batch, {wanted}) or (batch, samples, {wanted}); "
-            f"got {tuple(z.shape)}"
-        )
-
-
-def driving_features(u: Features, feature_shape: tuple[int, ...]) -> Tensor | None:
-    """Return the features of a field, ``None`` for one that is autonomous.
-
-    Raises:
-        InvalidInputError: unless they are one tensor of the shape that the field was built for.
-    """
-    if not feature_shape:
-        return None
-    wanted = f"features (batch, {', '.join(map(str, feature_shape))})"
-    if not isinstance(u, Tensor):
-        raise InvalidInputError(f"the field takes {wanted}; got {type(u).__name__}. Pass u")
-    extra = u.ndim - len(feature_shape)
-    if extra not in (0, 1) or u.shape[extra:] != feature_shape:
-        raise InvalidInputError(f"the field takes {wanted}; got {tuple(u.shape)}")
-    return u

@@ -12,13 +12,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stabnet import InvalidOptionError
-from stabnet.interfaces import Context, Descent, Features, Guarantee, VectorField
+from stabnet.interfaces import (
+    Context,
+    Descent,
+    Features,
+    Guarantee,
+    VectorField,
+    check_field_state,
+    driving_features,
+)
 from stabnet.values import number, shape
 
 from ..center import center_of, offset_from
 from ..potentials.quadratic import Quadratic
 from .descent import descent_guarantees, field_context
-from .equilibrium import CenterOption, check_state, driving_features, split_center
+from .equilibrium import CenterOption, split_center
 from .lyapunov import solve_lyapunov
 
 __all__ = ["HurwitzField"]
@@ -116,7 +124,7 @@ class HurwitzField(VectorField):
             z: states, as in :meth:`forward`; also a single state without a batch.
             u: features; those of an autonomous field are ignored.
         """
-        check_state(z, self.state_shape)
+        check_field_state(z, self.state_shape)
         context, ndim = self.context(u), len(self.state_shape)
         with torch.autocast(z.device.type, enabled=False):
             S, C = self.turning, self.damping

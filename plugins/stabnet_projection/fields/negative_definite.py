@@ -18,13 +18,15 @@ from stabnet.interfaces import (
     Features,
     Guarantee,
     VectorField,
+    check_field_state,
+    driving_features,
     lift_features,
 )
 from stabnet.values import number, shape, whole
 
 from ..center import center_of, offset_from
 from .descent import descent_guarantees, field_context
-from .equilibrium import CenterOption, check_state, driving_features, split_center
+from .equilibrium import CenterOption, split_center
 from .squared_distance import SquaredDistance
 
 __all__ = ["NegativeDefiniteField"]
@@ -146,7 +148,7 @@ class NegativeDefiniteField(VectorField):
 
     def _offset(self, z: Tensor, u: Features) -> Float[Tensor, "*batch n"]:
         """Return ``z − c``, flattened, in the precision of the parameters at least."""
-        check_state(z, self.state_shape)
+        check_field_state(z, self.state_shape)
         c = center_of(self.potential, self.context(u))
         precise = z.to(torch.promote_types(z.dtype, self.first.weight.dtype))
         return offset_from(c, precise, len(self.state_shape))[0]

@@ -17,11 +17,12 @@ from stabnet.interfaces import (
     Guarantee,
     Potential,
     VectorField,
+    check_field_state,
+    driving_features,
 )
 from stabnet.values import number, shape
 
 from .descent import check_center, descent_guarantees, field_context
-from .equilibrium import check_state, driving_features
 
 __all__ = ["NegativeGradientField"]
 
@@ -106,7 +107,7 @@ class NegativeGradientField(VectorField):
             z: states, as in :meth:`forward`; also a single state without a batch.
             u: features.
         """
-        check_state(z, self.state_shape)
+        check_field_state(z, self.state_shape)
         context, ndim = self.context(u), len(self.state_shape)
         features = context.features
         samples = features is not None and features.ndim > len(self.feature_shape)
