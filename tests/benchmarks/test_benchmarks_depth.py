@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 STATE = 3 * 4 * 4  # bytes of three states of four numbers
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Return the script as a module, imported from its file as nothing else may import it."""
-    spec = importlib.util.spec_from_file_location("benchmark_depth", FOLDER / "depth.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(FOLDER))  # a script finds what lies beside it
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(FOLDER))
-    for name in (spec.name, "measuring", "depth_report"):
-        del sys.modules[name]
 
 
 def test_saved_bytes_count_each_storage_once_and_no_parameter(benchmark):

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "equilibrium.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Return the script as a module, imported from its file as nothing else may import it."""
-    spec = importlib.util.spec_from_file_location("benchmark_equilibrium", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture

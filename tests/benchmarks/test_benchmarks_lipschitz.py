@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 LABELS = ["vectors/gradient_flow", "vectors/sll", "images/aol"]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Return the script as a module, imported from its file as nothing else may import it."""
-    spec = importlib.util.spec_from_file_location("benchmark_lipschitz", FOLDER / "lipschitz.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(FOLDER))  # a script finds what lies beside it
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the script does
-    yield module
-    torch.set_num_threads(threads)
-    sys.path.remove(str(FOLDER))
-    beside = ("lipschitz_models", "lipschitz_norms", "lipschitz_report")
-    for name in (spec.name, "measuring", *beside):
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """Return the script as a module, imported from its file as nothing else may import it."""
-    spec = importlib.util.spec_from_file_location("benchmark_projection", FOLDER / "projection.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(FOLDER))  # a script finds what lies beside it
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(FOLDER))
-    for name in (spec.name, "measuring", "projection_report"):
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("tangent", [False, True])
