@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .errors import InvalidInputError, InvalidOptionError
-from .interfaces import Block, Dynamics, Features, Solution, State
+from .interfaces import Block, Dynamics, Features, Invertible, Solution, State
 
 __all__ = ["Stack"]
 
@@ -107,6 +107,29 @@ class Stack(Dynamics):
         if times is not None and not isinstance(module, Dynamics):
             raise InvalidInputError(f"stage {stage} is a {type(module).__name__}: it has no time")
         return _run(module, state, u, times)
+
+    def inverse(self, state: Tensor, u: Features = None) -> Tensor:
+        """Return the state that all stages together map to a state, inverting the last one first.
+
+        Args:
+            state: the state behind the last stage.
+            u: the features that the stack was given, for blocks that look at them.
+
+        Returns:
+            The state before the first stage, up to the rounding of all inversions.
+
+        Raises:
+            InvalidInputError: if a stage has no inverse.
+        """
+        for index, module in reversed(list(enumerate(self.stages))):
+            if not isinstance(module, Invertible):
+                raise InvalidInputError(
+                    f"stage {index} of the stack, {type(module).__name__}, has no inverse; invert "
+                    "the stages that have one by themselves, see `stages`"
+                )
+            # A dynamics is driven by what is looked for here, and not by the stack's features.
+            state = module.inverse(state, None if isinstance(module, Dynamics) else u)
+        return state
 
     def _check_skipped(self, skip: Collection[int], first: int) -> None:
         wrong = [index for index in skip if not first <= index < len(self.stages)]

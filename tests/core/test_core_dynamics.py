@@ -62,6 +62,18 @@ class _Dropping(_Linear):
         return self.weight * self.dropout(z) + u
 
 
+class _Shift(Block):
+    """``z ↦ z + u``, which can be inverted."""
+
+    state_shape = (3,)
+
+    def forward(self, z, u=None):
+        return z + u
+
+    def inverse(self, z, u=None):
+        return z - u
+
+
 class _Decay(VectorField):
     state_shape = (3,)
     feature_shape = (3,)
@@ -259,6 +271,20 @@ def test_a_stack_advances_by_one_stage_through_times_of_a_flow():
     torch.testing.assert_close(stack.advance(u, 1, u).state, 3 * u)
     with pytest.raises(InvalidInputError, match="_Double: it has no time"):
         stack.advance(u, 1, u, (0.0, 1.0))
+
+
+def test_a_stack_is_inverted_from_its_last_stage_on():
+    flatten = stabnet.build("flatten", kind="block", state_shape=(3, 1))
+    stack = Stack([Stack([flatten]), _Shift()])
+    z, u = torch.randn(4, 3, 1, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    end = stack.resume(z, 0, u).state
+    torch.testing.assert_close(end, z.flatten(1) + u)
+    torch.testing.assert_close(stack.inverse(end, u), z)
+
+
+def test_a_stage_without_an_inverse_is_named():
+    with pytest.raises(InvalidInputError, match="stage 1 of the stack, _Double, has no inverse"):
+        Stack([_Shift(), _Double(), _Shift()]).inverse(torch.zeros(4, 3), torch.zeros(4, 3))
 
 
 def test_arguments_that_make_no_sense_are_refused():

@@ -92,6 +92,7 @@ def test_examples_of_the_readme_run(site):
     code += EXAMPLES[6] + (
         "assert norms.shape == (34, 8) and (norms > 1 - 1e-5).all()\n"
         "assert gradients.shape == (35,) and 0.1 < gradients[0] / gradients[-1] < 10\n"
+        "chain = model.dynamics.stages[1]\n"
         "assert chain.blocks[0].vector_field.potential.weight.grad.any()\n"
     )
     done = site.python(code, STABNET_STRICT="1", OMP_NUM_THREADS="1")

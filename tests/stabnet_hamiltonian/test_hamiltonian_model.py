@@ -42,6 +42,15 @@ def test_map_from_the_first_state_to_the_last_is_symplectic(steps):
     assert size > 1
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_features_are_recovered_from_the_last_state(channels):
+    net = image_net(in_shape=(channels, 4, 4), width=4, step_size=0.5)
+    x = torch.rand(3, channels, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    state = net.solve(x).state
+    assert not torch.allclose(state.flatten(1)[:, : x[0].numel()], x.flatten(1), atol=0.1)
+    torch.testing.assert_close(net.dynamics.inverse(state), net.features(x), rtol=0, atol=1e-13)
+
+
 def test_states_begin_at_the_features_of_a_backbone():
     net = image_net(backbone={"name": "linear", "width": 5}, width=None, blocks=2)
     x = torch.rand(3, 1, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))

@@ -67,6 +67,19 @@ class PhaseLift(Block):
         zeros = [z.new_zeros(len(z), half - x.shape[1], *rest) for x in (q, p)]
         return torch.cat([q, zeros[0], p, zeros[1]], 1)
 
+    def inverse(
+        self, z: Float[Tensor, "batch width ..."], u: Features = None
+    ) -> Float[Tensor, "batch n ..."]:
+        """Return the inputs that the block maps to ``z``; what it makes zero is not looked at.
+
+        Raises:
+            InvalidInputError: for states of another shape.
+        """
+        check_block_state(z, self.out_shape)
+        own = self.state_shape[0]
+        q, p = z.chunk(2, 1)
+        return torch.cat([q[:, : (own + 1) // 2], p[:, : own // 2]], 1)
+
     def lipschitz_bound(self) -> float:
         """Return 1: zeros add nothing to a distance."""
         return 1.0
