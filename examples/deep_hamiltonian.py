@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from command_line import command_of
 from deep_hamiltonian_figures import draw, markdown
 from torch import Tensor, nn
 
@@ -256,11 +257,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.depth < 1 or args.hidden < 2:
         parser.error("--depth is at least 1, and --hidden at least 2: the ResNet has half the rows")
-    words = ["python", f"examples/{Path(__file__).name}"]
-    for name, value in vars(args).items():
-        if name != "out" and value != parser.get_default(name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    args.command = " ".join(words)
+    args.command = command_of(__file__, parser, args)
     return args
 
 

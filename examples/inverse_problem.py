@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command_line import command_of
 from inverse_problem_figures import draw_data, draw_errors, draw_maps, draw_reconstructions
 from torch import Tensor
 from torch.func import functional_call, jacrev, stack_module_state, vmap
@@ -267,21 +268,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw_maps(maps, shown["test"][0], f"{stem}-maps.png")
     draw_errors(errors, networks, f"{stem}-errors.png")
     seconds = time.process_time()
-    text = markdown(errors, networks, command(parser, args), seconds, args)
+    text = markdown(errors, networks, command_of(__file__, parser, args), seconds, args)
     stem.with_suffix(".md").write_text(text)
     record = {"command": vars(args) | {"out": None}, "torch": torch.__version__}
     record |= {"CPU seconds": round(seconds, 1), "errors": errors, "networks": networks}
     stem.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     print(text)
-
-
-def command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Return the command line, with the options that are not at their defaults."""
-    words = ["python", f"examples/{Path(__file__).name}"]
-    for name, value in vars(args).items():
-        if name != "out" and value != parser.get_default(name):
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return " ".join(words)
 
 
 if __name__ == "__main__":

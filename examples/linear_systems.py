@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command_line import command_of
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -208,15 +209,6 @@ def markdown(rows: Sequence[dict], command: str, args: argparse.Namespace) -> st
     ])  # fmt: skip
 
 
-def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Return the command line, with the options that are not at their defaults."""
-    words = ["python", f"examples/{Path(__file__).name}"]
-    for name, value in vars(args).items():
-        if name != "out" and value != parser.get_default(name):
-            words += [f"--{name}", str(value)]
-    return " ".join(words)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Learn the systems, with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -228,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     models, rows = zip(*(learn(label, args) for label in SYSTEMS), strict=True)
     draw(rows, models, args.out / "linear-systems.png")
-    text = markdown(rows, command_of(parser, args), args)
+    text = markdown(rows, command_of(__file__, parser, args), args)
     (args.out / "linear-systems.md").write_text(text)
     record = {"command": vars(args) | {"out": None}, "torch": torch.__version__, "rows": rows}
     (args.out / "linear-systems.json").write_text(json.dumps(record, indent=2) + "\n")

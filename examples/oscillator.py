@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command_line import command_of
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -153,15 +154,6 @@ def markdown(rows: Sequence[dict], command: str) -> str:
     ])  # fmt: skip
 
 
-def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Return the command line, with the options that are not at their defaults."""
-    words = ["python", f"examples/{Path(__file__).name}"]
-    for name, value in vars(args).items():
-        if name != "out" and value != parser.get_default(name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return " ".join(words)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and draw, with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -176,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     draw(0.5, args.out / "oscillator.png")
-    text = markdown(rows, command_of(parser, args))
+    text = markdown(rows, command_of(__file__, parser, args))
     (args.out / "oscillator.md").write_text(text)
     record = {
-        "command": command_of(parser, args),
+        "command": command_of(__file__, parser, args),
         "options": vars(args) | {"out": None},
         "torch": torch.__version__,
         "rows": rows,

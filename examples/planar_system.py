@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from command_line import command_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -280,20 +281,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(row | {"CPU seconds": round(time.process_time() - cpu, 1)})
             shown.setdefault(name, model)
     draw(shown, args.out / "planar-system.png")
-    text = markdown(rows, command(parser, args), args)
+    text = markdown(rows, command_of(__file__, parser, args), args)
     (args.out / "planar-system.md").write_text(text)
     record = {"command": vars(args) | {"out": None}, "torch": torch.__version__, "rows": rows}
     (args.out / "planar-system.json").write_text(json.dumps(record, indent=2) + "\n")
     print(text)
-
-
-def command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Return the command line, with the options that are not at their defaults."""
-    words = ["python", f"examples/{Path(__file__).name}"]
-    for name, value in vars(args).items():
-        if name != "out" and value != parser.get_default(name):
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return " ".join(words)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from command_line import command_of
 from swiss_roll_report import draw_jacobians, markdown
 from torch import Tensor, nn
 
@@ -222,16 +223,6 @@ def draw_boundaries(models: Mapping[str, nn.Module], args: argparse.Namespace) -
     stabnet.plots.save_figure(figure, args.out / "swiss-roll-boundaries.png", dpi=90)
 
 
-def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Return the command line, with the options that are not at their defaults."""
-    words = ["python", f"examples/{Path(__file__).name}"]
-    for name, value in vars(args).items():
-        if name != "out" and value != parser.get_default(name):
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return " ".join(words)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Tune, train, measure and draw, with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -259,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     deep = {label: records for label, records in seen.items() if label.endswith("-12")}
     draw_jacobians(deep, str(args.out / "swiss-roll-jacobians.png"))
     record = {
-        "command": command_of(parser, args),
+        "command": command_of(__file__, parser, args),
         "options": vars(args) | {"out": None},
         "torch": torch.__version__,
         "steps": steps_of(args),

@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command_line import command_of
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import relu
@@ -259,15 +260,6 @@ def reading(rows: list[dict], guarantees: list[Guarantee | None]) -> list[str]:
     ]
 
 
-def command_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """Return the command line, with the options that are not at their defaults."""
-    words = ["python", f"examples/{Path(__file__).name}"]
-    for name, value in vars(args).items():
-        if name != "out" and value != parser.get_default(name):
-            words += [f"--{name}", str(value)]
-    return " ".join(words)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit the system twice, with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -286,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append({"fitted to": where} | row)
         guarantees.append(guarantee)
     draw(models, args.out / "two-equilibria.png")
-    text = markdown(rows, guarantees, command_of(parser, args), args)
+    text = markdown(rows, guarantees, command_of(__file__, parser, args), args)
     (args.out / "two-equilibria.md").write_text(text)
     record = {"command": vars(args) | {"out": None}, "torch": torch.__version__, "rows": rows}
     record["unavoidable"] = dict(zip(("radius", "error"), unavoidable(), strict=True))
