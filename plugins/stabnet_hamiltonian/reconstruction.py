@@ -1,4 +1,4 @@
-"""How well the states of a reversible chain are reconstructed, beside what bounds the error."""
+"""How well the states of a reversible chain are reconstructed, beside an estimate of the bound."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         error: distance to the first state, relative to the largest state of the chain.
-        bound: ``ε ∏ᵢ‖JΦᵢ‖``, of which the error is a small multiple at most.
-        norms: estimated operator norm of the Jacobian of every block, where the states are.
+        bound_estimate: ``ε ∏ᵢ norms[i]``. With the true norms it would be, up to a small factor and
+            to first order, a bound of the error; with these it certifies nothing.
+        norms: operator norm of the Jacobian of every block, where the states are; estimated, from
+            below.
     """
 
     error: Float[Tensor, " batch"]
-    bound: Float[Tensor, " batch"]
+    bound_estimate: Float[Tensor, " batch"]
     norms: Float[Tensor, "blocks batch"]
 
 

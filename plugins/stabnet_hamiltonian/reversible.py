@@ -9,11 +9,11 @@ the forward pass is the first state, the last one and, where it matters, one eve
 values come in pairs :math:`(s, 1/s)`. So the first state is found up to
 :math:`c\,\varepsilon \prod_i \|J\Phi_i\|`, with the machine precision ε. The product is far above
 what happens, since the directions of these norms seldom line up, so nothing is decided by it;
-:func:`stabnet_hamiltonian.reconstruction_error` computes both. Instead every state that was kept
-is compared with its reconstruction. For symplectic blocks that one is the least exact since the
-last that was kept, for generic errors: what one direction loses on the way, the paired one gains.
-No gradient is returned where they differ by more than a tolerance: more states are kept, or the
-backward pass is refused.
+:func:`stabnet_hamiltonian.reconstruction_error` gives the error, and an estimate of this bound.
+Instead every state that was kept is compared with its reconstruction. For symplectic blocks that
+one is the least exact since the last that was kept, for generic errors: what one direction loses on
+the way, the paired one gains. No gradient is returned where they differ by more than a tolerance:
+more states are kept, or the backward pass is refused.
 
 References:
     Gomez, Ren, Urtasun, Grosse: "The reversible residual network", 2017. [SNN] section 4.

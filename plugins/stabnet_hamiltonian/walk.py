@@ -182,7 +182,7 @@ def _refusal(every: int, shorter: int, error: float, tolerance: float) -> str:
     more = (
         f"Keep a state every {shorter} blocks (checkpoint_every), shorten"
         if every > 1
-        else ("No more states can be kept. Look whether inverse(z) undoes the block, shorten")
+        else "No more states can be kept. Look whether inverse(z) undoes the block, shorten"
     )
     return (
         f"a state reconstructed from {behind} behind it differs from the one that was kept by "

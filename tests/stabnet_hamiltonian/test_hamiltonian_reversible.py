@@ -277,7 +277,7 @@ def test_error_of_the_reconstruction_is_within_its_bound(dtype, depth, step_size
     net = chain(depth, step_size=step_size).to(dtype)
     found = reconstruction_error(net, states(dtype=dtype), iterations=4)
     assert (found.error > 0).any()
-    assert (found.error <= 100 * found.bound).all()
+    assert (found.error <= 100 * found.bound_estimate).all()
 
 
 def test_norms_of_jacobians_are_those_of_singular_values():
